@@ -1,0 +1,1 @@
+"""A whole telephony stack in virtual machines, proven with real calls."""

@@ -1,0 +1,34 @@
+"""Waiting with one clock."""
+
+import time
+from collections.abc import Callable
+
+
+class Deadline:
+    """A point on the monotonic clock, `seconds` from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._start = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the deadline was set."""
+        return time.monotonic() - self._start
+
+    @property
+    def left(self) -> float:
+        """Seconds left, never below 0."""
+        return max(0.0, self.seconds - self.elapsed)
+
+    @property
+    def is_due(self) -> bool:
+        return self.left == 0.0
+
+    def wait(self, check: Callable[[], bool], every: float = 0.5) -> bool:
+        """Call `check` every `every` seconds until it is true (True) or the deadline is due (False)."""
+        while not check():
+            if self.is_due:
+                return False
+            time.sleep(min(every, self.left) or 0.01)
+        return True

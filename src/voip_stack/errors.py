@@ -1,0 +1,51 @@
+"""The errors a user can cause or mend. Everything else is a bug and may show a traceback."""
+
+
+class VoipError(Exception):
+    """A problem the user can act on.
+
+    `message` names the thing that is wrong; `hint` says what to do next, as a command where there is one;
+    `details` are lines of evidence (a console's end, a daemon's journal) printed between the two.
+    """
+
+    def __init__(self, message: str, hint: str = "", details: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = details
+
+
+class SettingsError(VoipError):
+    """`.env` or the environment holds something we can't use."""
+
+
+class InventoryError(VoipError):
+    """The inventory is wrong, or a name is not in it."""
+
+
+class HostError(VoipError):
+    """This computer lacks something: a tool, memory, disk, an accelerator, libvirtd."""
+
+
+class LabError(VoipError):
+    """The lab's network could not be made, entered or removed."""
+
+
+class ImageError(VoipError):
+    """A base tree, a baked image or a disk could not be made."""
+
+
+class PackageError(VoipError):
+    """A package could not be built or served."""
+
+
+class VmError(VoipError):
+    """A virtual machine could not be made, started, reached or removed."""
+
+
+class ProvisionError(VoipError):
+    """A playbook failed."""
+
+
+class CallError(VoipError):
+    """A call did not do what it should; `details` hold its ladder."""

@@ -1,0 +1,223 @@
+"""The inventory as frozen values: the one source for domain XML, seeds, networks, firewall, tests and tables."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from voip_stack import paths
+from voip_stack.errors import InventoryError
+
+Address = ipaddress.IPv4Address
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the lab. `computer` is this computer's own address on it."""
+
+    name: str
+    bridge: str
+    subnet: ipaddress.IPv4Network
+    computer: Address
+    mac_prefix: str
+    interface: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A virtual machine as the inventory describes it; addresses and MACs by network name, in the order of eth0, eth1."""
+
+    name: str
+    groups: tuple[str, ...]
+    memory_mib: int
+    vcpus: int
+    disk_gib: int
+    addresses: dict[str, Address]
+    macs: dict[str, str]
+
+    @property
+    def internal(self) -> Address:
+        return self.addresses["internal"]
+
+    @property
+    def external(self) -> Address | None:
+        return self.addresses.get("external")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A daemon that one role sets up on the machines of one group."""
+
+    name: str
+    group: str
+    role: str
+    unit: str
+    enabled: bool
+
+
+@dataclass(frozen=True)
+class Service:
+    """Ports that listen beyond loopback. `sources` are groups or "computer"; empty on the external network: anybody."""
+
+    name: str
+    group: str
+    protocol: str
+    ports: range
+    network: str
+    sources: tuple[str, ...]
+    component: str | None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    domain: str
+    user: str
+    networks: dict[str, Network]
+    machines: dict[str, Machine]
+    components: dict[str, Component]
+    services: tuple[Service, ...]
+    phones: tuple[Address, ...]
+
+    def machine(self, name: str) -> Machine:
+        """The machine called `name`. Raises InventoryError with the names there are."""
+        try:
+            return self.machines[name]
+        except KeyError:
+            raise InventoryError(
+                f"there is no machine {name!r} in the inventory", f"name one of: {', '.join(self.machines)}"
+            ) from None
+
+    def select(self, names: Sequence[str]) -> list[Machine]:
+        """The machines of these names or groups, in the inventory's order; all of them when `names` is empty."""
+        if not names:
+            return list(self.machines.values())
+        wanted: set[str] = set()
+        for name in names:
+            members = [m.name for m in self.machines.values() if name in m.groups]
+            wanted.update(members or [self.machine(name).name])
+        return [m for m in self.machines.values() if m.name in wanted]
+
+    def group(self, name: str) -> list[Machine]:
+        """The machines in group `name`."""
+        return [m for m in self.machines.values() if name in m.groups]
+
+    def services_of(self, machine: Machine, network: str) -> list[Service]:
+        """What listens on `machine` towards `network`."""
+        return [s for s in self.services if s.network == network and (s.group == "all" or s.group in machine.groups)]
+
+
+def _machine(name: str, groups: Iterable[str], values: dict[str, Any], networks: dict[str, Network]) -> Machine:
+    addresses: dict[str, Address] = {}
+    for network in networks.values():
+        text = values.get(f"{network.name}_address")
+        if text is None:
+            continue
+        try:
+            address = Address(text)
+        except ValueError:
+            raise InventoryError(f"{name}: {network.name}_address: {text!r} is not an IPv4 address") from None
+        if address not in network.subnet:
+            raise InventoryError(f"{name}: {network.name}_address {address} is outside {network.subnet}")
+        addresses[network.name] = address
+    if "internal" not in addresses:
+        raise InventoryError(f"{name} has no internal_address", f"add one in {paths.INVENTORY / 'hosts.yml'}")
+    for key in ("memory_mib", "vcpus", "disk_gib"):
+        if not isinstance(values.get(key), int) or values[key] < 1:
+            raise InventoryError(f"{name}: {key} must be a whole number above 0, not {values.get(key)!r}")
+    last = int(addresses["internal"]) & 0xFF
+    return Machine(
+        name=name,
+        groups=tuple(sorted(g for g in groups if g not in ("all", "ungrouped"))),
+        memory_mib=values["memory_mib"],
+        vcpus=values["vcpus"],
+        disk_gib=values["disk_gib"],
+        addresses=addresses,
+        macs={n: f"{networks[n].mac_prefix}:{last:02x}" for n in addresses},
+    )
+
+
+def _ports(text: str | int) -> range:
+    first, _, last = str(text).partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, Any]) -> Inventory:
+    """An Inventory from hosts (name to groups and variables) and the variables of group `all`.
+
+    Raises InventoryError, naming the host and the key.
+    """
+    try:
+        networks = {
+            name: Network(
+                name,
+                n["bridge"],
+                ipaddress.IPv4Network(n["subnet"]),
+                Address(n["computer"]),
+                n["mac_prefix"],
+                n["interface"],
+            )
+            for name, n in common["voip_networks"].items()
+        }
+        machines = {name: _machine(name, groups, values, networks) for name, (groups, values) in hosts.items()}
+        components = {name: Component(name=name, **c) for name, c in common["voip_components"].items()}
+        services = tuple(
+            Service(
+                s["name"],
+                s["group"],
+                s["protocol"],
+                _ports(s["ports"]),
+                s["network"],
+                tuple(s.get("sources", ())),
+                s.get("component"),
+            )
+            for s in common["voip_services"]
+            if s.get("component") is None or components[s["component"]].enabled
+        )
+        phones = common["voip_phones"]
+        first, last = int(Address(phones["first"])), int(Address(phones["last"]))
+    except KeyError as error:
+        raise InventoryError(f"the inventory lacks {error}", f"see {paths.INVENTORY}/group_vars/all") from None
+    except (TypeError, ValueError) as error:
+        raise InventoryError(f"the inventory has a bad value: {error}", f"see {paths.INVENTORY}") from None
+    taken: dict[Address, str] = {n.computer: "this computer" for n in networks.values()}
+    for machine in machines.values():
+        for address in machine.addresses.values():
+            if address in taken:
+                raise InventoryError(f"{machine.name} has the address {address} of {taken[address]}")
+            taken[address] = machine.name
+    return Inventory(
+        domain=common["voip_domain"],
+        user=common["voip_user"],
+        networks=networks,
+        machines=machines,
+        components=components,
+        services=services,
+        phones=tuple(Address(n) for n in range(first, last + 1)),
+    )
+
+
+@functools.cache
+def load() -> Inventory:
+    """The repository's inventory, read by Ansible's own reader. Raises InventoryError."""
+    # Ansible takes half a second to import: only who needs the inventory pays.
+    from ansible.errors import AnsibleError  # noqa: PLC0415
+    from ansible.inventory.manager import InventoryManager  # noqa: PLC0415
+    from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
+    from ansible.vars.manager import VariableManager  # noqa: PLC0415
+
+    try:
+        loader = DataLoader()
+        manager = InventoryManager(loader=loader, sources=[str(paths.INVENTORY / "hosts.yml")])
+        variables = VariableManager(loader=loader, inventory=manager)
+        hosts = {
+            host.name: ([g.name for g in host.get_groups()], variables.get_vars(host=host))
+            for host in manager.get_hosts()
+        }
+    except AnsibleError as error:
+        raise InventoryError(f"the inventory can't be read: {error}") from None
+    if not hosts:
+        raise InventoryError(f"no machine in {paths.INVENTORY / 'hosts.yml'}")
+    return parse(hosts, next(iter(hosts.values()))[1])

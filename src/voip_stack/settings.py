@@ -1,0 +1,153 @@
+"""Settings: `.env` in the repository, overruled by the environment. Every key is checked; nothing is guessed."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from platformdirs import user_cache_path, user_config_path
+
+from voip_stack import paths
+from voip_stack.errors import SettingsError
+
+PREFIX = "VOIP_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose. The key of a field in `.env` is its name in capitals after VOIP_."""
+
+    cache_dir: Path
+    secrets_dir: Path
+    accelerator: str = "auto"  # auto, kvm, hvf, tcg
+    lab: str = "auto"  # auto, namespace, libvirt, vmnet
+    libvirt_uri: str = "qemu:///system"  # of a libvirtd that already runs
+    external_bridge: str = ""  # a bridge of the computer's LAN in place of the external network
+    advertised_address: str = ""  # what phones are told in place of the external addresses (behind NAT)
+    debian_mirror: str = ""  # empty: the one that mmdebstrap knows
+    apt_ignore_expired: bool = False  # accept a package index whose date has passed
+    package_proxy_port: int = 3143
+    mitogen: bool = True
+    boot_timeout: int = 0  # seconds for a machine to be ready; 0: by accelerator
+
+    def environment(self) -> dict[str, str]:
+        """The settings as environment variables, for Ansible."""
+        texts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f"{PREFIX}{k.upper()}": ("yes" if v else "no") if isinstance(v, bool) else str(v) for k, v in texts.items()}
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _path(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(text)) if text else ""
+    except ValueError:
+        raise ValueError("must be an IPv4 address") from None
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise ValueError("must be a port from 1 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError("must be a whole number of seconds")
+    return int(text)
+
+
+def _yes(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("must be yes or no")
+    return text == "yes"
+
+
+def _url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://\S+", text):
+        raise ValueError("must be an http:// or https:// address")
+    return text
+
+
+def _interface(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text):
+        raise ValueError("must be the name of a network interface")
+    return text
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "cache_dir": _path,
+    "secrets_dir": _path,
+    "accelerator": _choice("auto", "kvm", "hvf", "tcg"),
+    "lab": _choice("auto", "namespace", "libvirt", "vmnet"),
+    "libvirt_uri": str,
+    "external_bridge": _interface,
+    "advertised_address": _address,
+    "debian_mirror": _url,
+    "apt_ignore_expired": _yes,
+    "package_proxy_port": _port,
+    "mitogen": _yes,
+    "boot_timeout": _seconds,
+}
+
+
+def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> Settings:
+    """Settings from the text of a `.env` file and an environment, which wins.
+
+    Raises SettingsError, naming the line, the key and what it should be.
+    """
+    values: dict[str, object] = {
+        "cache_dir": user_cache_path("voip-stack"),
+        "secrets_dir": user_config_path("voip-stack") / "secrets",
+    }
+    keys = [f"{PREFIX}{f.upper()}" for f in _PARSERS]
+    found: list[tuple[str, str, str]] = []
+    for number, line in enumerate(env_file.splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        key, equals, value = text.partition("=")
+        where = f"{name} line {number}"
+        if not equals:
+            raise SettingsError(f"{where}: {text!r} is not KEY=VALUE", "see .env.example")
+        found.append((where, key.strip(), value.strip().strip("\"'")))
+    found += [("the environment", k, v) for k, v in sorted(environment.items()) if k in keys]
+    for where, key, value in found:
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, 1)
+            hint = f"did you mean {close[0]}?" if close else "the keys are in .env.example"
+            raise SettingsError(f"{where}: unknown key {key}", hint)
+        field = key.removeprefix(PREFIX).lower()
+        try:
+            values[field] = _PARSERS[field](value)
+        except ValueError as error:
+            raise SettingsError(f"{where}: {key}={value}: {error}", "see .env.example") from None
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+@functools.cache
+def load() -> Settings:
+    """The settings of this run. Raises SettingsError."""
+    env_file = paths.REPOSITORY / ".env"
+    text = env_file.read_text() if env_file.exists() else ""
+    return parse(text, os.environ)

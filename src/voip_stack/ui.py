@@ -1,0 +1,51 @@
+"""What a person sees. The library calls these; nothing else prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    out.print(text, markup=False)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+    """A plain table; numbers are right-aligned by the caller's formatting."""
+    grid = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+    out.print(grid)
+
+
+def as_json(value: object) -> None:
+    """`value` on standard output as JSON, for programs."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+@dataclass
+class Steps:
+    """Named steps with their times in seconds: the table at the end of `up`."""
+
+    done: list[tuple[str, float]] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        say(f"==> {name}")
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.done.append((name, time.monotonic() - start))
