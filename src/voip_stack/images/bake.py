@@ -1,0 +1,166 @@
+"""Baking: the stack's own roles run against a copy of the base tree, at the computer's own speed, then become a disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from voip_stack import inventory, packages, paths, settings
+from voip_stack.errors import HostError
+from voip_stack.images import base, store
+from voip_stack.images.store import Image
+
+PLAIN = "plain"  # the image without any role: what Molecule's guests start from
+PLAIN_GIB = 10
+PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
+
+# A chroot with the kernel's file systems in a mount namespace of its own: nothing stays mounted, whatever kills us.
+_IN_CHROOT = """
+set -eu
+tree=$1; shift
+mount -t proc proc "$tree/proc"
+mount -t sysfs -o ro sysfs "$tree/sys"
+mount --rbind /dev "$tree/dev"
+mount -t tmpfs tmpfs "$tree/run"
+mount -t tmpfs tmpfs "$tree/tmp"
+exec "$@"
+"""
+
+
+def roles_of(machine: inventory.Machine, stack: inventory.Inventory) -> list[str]:
+    """The roles that the playbook applies to `machine`."""
+    own = [c.role for c in stack.components.values() if c.enabled and c.group in machine.groups]
+    return ["common", "network_config", *own]
+
+
+def packages_of(name: str) -> list[str]:
+    """Packages of our own building that the roles of machine `name` install."""
+    if name == PLAIN:
+        return []
+    stack = inventory.load()
+    return [r for r in roles_of(stack.machine(name), stack) if r in packages.RECIPES]
+
+
+def key(name: str) -> str:
+    """What the image of machine `name` depends on: base, roles, inventory, playbook, our own packages."""
+    if name == PLAIN:
+        return store.digest("plain", base.key(), PLAIN_GIB)
+    stack = inventory.load()
+    machine = stack.machine(name)
+    roles = [paths.ANSIBLE / "roles" / role for role in roles_of(machine, stack)]
+    own = [packages.key(p) for p in packages_of(name)]
+    conf = settings.load()
+    local = (conf.package_proxy_port, conf.advertised_address)
+    return store.digest(name, base.key(), machine.disk_gib, paths.INVENTORY, PLAYBOOK, *roles, own, local)
+
+
+def ensure(name: str) -> Image:
+    """The image of machine `name`, or of PLAIN; baked when there is none of this key.
+
+    Raises ImageError or ProvisionError with the end of the log, InventoryError for an unknown machine.
+    """
+    directory = store.root() / f"{name}-{key(name)}"
+    found = store.find(directory)
+    if found:
+        return found
+    if os.geteuid() != 0:
+        _as_root(name)
+        found = store.find(directory)
+        if found:
+            return found
+        raise HostError(f"the image {directory.name} was not made", "run as root: ./voip images.build")
+    log = settings.load().cache_dir / "logs" / f"bake-{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    for package in packages_of(name):
+        packages.ensure(package)
+    proxy = packages.proxy.start()
+    tree = base.ensure(log, proxy)
+    with store.building(directory) as partial:
+        work = partial / "tree"
+        base.run(["cp", "-a", "--reflink=auto", str(tree), str(work)], log, f"{name}: could not copy the base tree", "")
+        gib = PLAIN_GIB
+        if name != PLAIN:
+            _bake(name, work, log)
+            gib = inventory.load().machine(name).disk_gib
+        _finish(name, work, partial, gib, log)
+    found = store.find(directory)
+    assert found, directory  # noqa: S101  # building() has just renamed it into place
+    return found
+
+
+def _as_root(name: str) -> None:
+    """Bake as root: file owners in the image are real. What is made belongs to the user again."""
+    keep = "--preserve-env=" + ",".join(settings.load().environment())
+    environment = {**os.environ, **settings.load().environment()}
+    command = ["sudo", keep, sys.executable, "-m", "voip_stack.images", name, f"{os.getuid()}:{os.getgid()}"]
+    if subprocess.run(command, env=environment, check=False).returncode != 0:
+        raise HostError(f"the image of {name} could not be baked as root", "the error stands above")
+
+
+def _bake(name: str, tree: Path, log: Path) -> None:
+    never = tree / "usr/sbin/policy-rc.d"
+    never.write_text("#!/bin/sh\n# No daemon starts while an image is baked.\nexit 101\n")
+    never.chmod(0o755)
+    conf = settings.load()
+    conf_proxy = tree / "etc/apt/apt.conf.d/00voip-bake"
+    conf_proxy.write_text(
+        f'Acquire::http::Proxy "http://127.0.0.1:{conf.package_proxy_port}";\n'
+        'Acquire::http::Proxy::packages.voip.local "DIRECT";\n'
+    )
+    ansible = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        str(PLAYBOOK),
+        f"--limit={name}",
+        "--skip-tags=service",
+        "--extra-vars=ansible_connection=community.general.chroot ansible_become=false voip_baking=true",
+        f"--extra-vars=ansible_host={tree}",
+    ]
+    environment = {**os.environ, **conf.environment(), "ANSIBLE_CONFIG": str(paths.ANSIBLE / "ansible.cfg")}
+    environment |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_STRATEGY": "linear"}
+    command = ["unshare", "--mount", "--fork", "--pid", "--kill-child", "sh", "-c", _IN_CHROOT, "sh", str(tree), *ansible]
+    base.run(
+        ["env", *(f"{k}={v}" for k, v in environment.items() if os.environ.get(k) != v), *command],
+        log,
+        f"{name}: the roles failed in the image tree",
+        "mend the role named above, then run the command again",
+    )
+    never.unlink()
+    conf_proxy.unlink()
+    hosts = tree / "etc/hosts"
+    computer = inventory.load().networks["internal"].computer
+    # While baking, packages.voip.local was this very computer.
+    lines = [
+        line.replace("127.0.0.1", str(computer)) if "packages.voip.local" in line else line
+        for line in hosts.read_text().splitlines()
+    ]
+    hosts.write_text("\n".join(lines) + "\n")
+    for apt_file in (tree / "etc/apt").rglob("*"):
+        if apt_file.is_file() and "127.0.0.1" in (text := apt_file.read_text(errors="ignore")):
+            apt_file.write_text(text.replace("127.0.0.1", str(computer)))
+    for cached in (tree / "var/cache/apt/archives").glob("*.deb"):
+        cached.unlink()
+    (tree / "etc/machine-id").write_text("")
+
+
+def _finish(name: str, tree: Path, partial: Path, gib: int, log: Path) -> None:
+    """A disk from the tree, and the tree's newest kernel beside it."""
+    kernels = sorted(tree.glob("boot/vmlinuz-*"), key=lambda f: [int(n) for n in f.name.split("-")[1].split(".")])
+    version = kernels[-1].name.removeprefix("vmlinuz-")
+    shutil.copy(kernels[-1], partial / "vmlinuz")
+    shutil.copy(tree / f"boot/initrd.img-{version}", partial / "initrd.img")
+    disk = partial / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(gib * 1024**3)
+    # The file is all zeroes: nothing to initialise, now or later in the guest.
+    make = ["mkfs.ext4", "-q", "-F", "-L", "voip-root", "-m", "1", "-N", "300000", "-J", "size=32"]
+    options = ["-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", str(tree), str(disk)]
+    base.run([*make, *options], log, f"{name}: mkfs.ext4 failed", "")
+    shutil.rmtree(tree)
+    for file_path in (disk, partial / "vmlinuz", partial / "initrd.img"):
+        file_path.chmod(0o444)
+    image = Image(name, key(name), disk, partial / "vmlinuz", partial / "initrd.img", base.KERNEL_ARGS)
+    store.save(image)

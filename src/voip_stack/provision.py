@@ -1,0 +1,134 @@
+"""Provisioning: the playbook against running guests, and what a person needs to know when it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voip_stack import inventory, packages, paths, settings, vms
+from voip_stack.errors import ProvisionError
+
+PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did: changed tasks by machine, seconds by role and machine."""
+
+    changed: dict[str, list[str]]
+    seconds: dict[str, dict[str, float]]
+    failed: list[dict[str, str]]
+
+    @property
+    def changes(self) -> int:
+        return sum(len(tasks) for tasks in self.changed.values())
+
+
+def mitogen_strategy_plugins() -> Path | None:
+    """Mitogen's strategy plugins, None when it is switched off or not installed."""
+    found = importlib.util.find_spec("ansible_mitogen") if settings.load().mitogen else None
+    return Path(found.origin).parent / "plugins" / "strategy" if found and found.origin else None
+
+
+def environment() -> dict[str, str]:
+    """The environment that Ansible runs in here: our configuration, the settings, Mitogen where it is to be had."""
+    values = {**os.environ, **settings.load().environment(), "ANSIBLE_CONFIG": str(paths.ANSIBLE / "ansible.cfg")}
+    plugins = mitogen_strategy_plugins()
+    if plugins:
+        values |= {"ANSIBLE_STRATEGY_PLUGINS": str(plugins), "VOIP_STRATEGY": "mitogen_host_pinned"}
+        # Mitogen warns about each Ansible that is newer than its last release; we run the pair that our lock names.
+        values |= {"ANSIBLE_DEPRECATION_WARNINGS": "no"}
+    return values
+
+
+def tags() -> list[str]:
+    """The tags that the playbook knows."""
+    stack = inventory.load()
+    return ["common", "network_config", *(c.role for c in stack.components.values()), "install", "configure", "service"]
+
+
+def _check(limit: str, names: Sequence[str]) -> None:
+    stack = inventory.load()
+    for name in filter(None, limit.split(",")):
+        stack.select([name])
+    for name in names:
+        if name not in tags():
+            raise ProvisionError(f"there is no tag {name!r}", f"the tags are: {', '.join(tags())}")
+
+
+def run(
+    limit: str = "",
+    only_tags: str = "",
+    skip_tags: str = "",
+    check: bool = False,
+    verbosity: int = 0,
+    extra_vars: Sequence[str] = (),
+    extra_args: Sequence[str] = (),
+) -> Report:
+    """Provision the machines of `limit` (names or groups, comma-separated; all when empty).
+
+    Raises InventoryError and ProvisionError before anything runs for an unknown machine or tag; ProvisionError with the
+    daemon's journal when a task fails.
+    """
+    _check(limit, [t for t in f"{only_tags},{skip_tags}".split(",") if t])
+    machines = inventory.load().select([n for n in limit.split(",") if n])
+    vms.require_running(machines)
+    packages.proxy.start()
+    for name in packages.RECIPES:
+        if any(c.enabled and c.role == name for c in inventory.load().components.values()):
+            packages.ensure(name)
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), str(PLAYBOOK)]
+    options = {"--limit": limit, "--tags": only_tags, "--skip-tags": skip_tags}
+    command += [f"{option}={value}" for option, value in options.items() if value]
+    command += [f"--extra-vars={value}" for value in extra_vars]
+    command += ["--check", "--diff"] if check else []
+    command += ["-" + "v" * verbosity] if verbosity else []
+    command += extra_args
+    with tempfile.NamedTemporaryFile(prefix="voip-report-") as report_file:
+        values = environment() | {
+            "VOIP_REPORT": report_file.name,
+            "ANSIBLE_CALLBACKS_ENABLED": "voip_summary",
+            "ANSIBLE_DISPLAY_OK_HOSTS": "yes" if verbosity else "no",
+            "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "no",
+        }
+        done = subprocess.run(command, env=values, stdin=subprocess.DEVNULL, check=False)
+        text = Path(report_file.name).read_text()
+    found: dict[str, Any] = json.loads(text) if text else {}
+    report = Report(found.get("changed", {}), found.get("seconds", {}), found.get("failed", []))
+    if done.returncode != 0:
+        raise _failure(report)
+    return report
+
+
+def _failure(report: Report) -> ProvisionError:
+    if not report.failed:
+        return ProvisionError("ansible-playbook failed before its first task", "its message stands above")
+    first = report.failed[0]
+    host, role = first["host"], first["role"]
+    if first.get("unreachable"):
+        return ProvisionError(
+            f"{host} can't be reached by ssh: {first['message']}", f"./voip vms.status; ./voip vms.logs {host}"
+        )
+    units = [c.unit for c in inventory.load().components.values() if c.role == role]
+    details = journal(host, units[0]) if units else ""
+    return ProvisionError(
+        f"{host}: {first['task']}: {first['message']}", f"mend it, then: ./voip provision --limit {host}", details
+    )
+
+
+def journal(host: str, unit: str, lines: int = 20) -> str:
+    """The end of a unit's journal on `host`, with a heading; says so when the machine does not answer."""
+    command = vms.ssh_argv(host, "sudo", "journalctl", "--no-pager", "-o", "cat", "-n", str(lines), "-u", unit)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return f"--- {host}: no journal of {unit}: ssh does not answer"
+    return f"--- the journal of {unit} on {host} ends with\n{done.stdout.rstrip() or done.stderr.rstrip()}"

@@ -1,0 +1,39 @@
+"""Provisioning."""
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from voip_stack import provision as provisioning
+
+
+@task(
+    iterable=["extra_vars"],
+    incrementable=["verbose"],
+    help={
+        "limit": "machines or groups, comma-separated",
+        "tags": "only these tags: a role's name, install, configure, service",
+        "skip-tags": "leave these tags out",
+        "check": "change nothing, show what would change",
+        "verbose": "Ansible's own output; -vvv for more",
+        "extra-vars": "a variable, as -e rtpengine_table=-1; can be repeated",
+    },
+)
+def provision(
+    c: Context,
+    limit: str = "",
+    tags: str = "",
+    skip_tags: str = "",
+    check: bool = False,
+    verbose: int = 0,
+    extra_vars: list[str] | None = None,
+) -> None:
+    """Bring the running machines to what the roles and the inventory say; what follows `--` goes to Ansible."""
+    provisioning.run(
+        limit=limit,
+        only_tags=tags,
+        skip_tags=skip_tags,
+        check=check or c.config.run.dry,
+        verbosity=verbose,
+        extra_vars=extra_vars or (),
+        extra_args=(c.remainder or "").split(),
+    )

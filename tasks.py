@@ -1,0 +1,12 @@
+"""The commands: `invoke --list`. Each noun is a module of voip_stack.tasks; these lines join them."""
+
+from invoke.collection import Collection
+
+from voip_stack import cli
+from voip_stack.tasks import calls, doctor, images, lab, packages, provision, stack, subscribers, vms
+
+namespace = Collection(stack.up, stack.test, doctor.doctor, provision.provision)
+for noun in (vms, images, packages, lab, calls, subscribers):
+    namespace.add_collection(Collection.from_module(noun))
+namespace.configure({"run": {"echo": False}})
+cli.guarded(namespace)
