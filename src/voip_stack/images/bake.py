@@ -57,6 +57,17 @@ def key(name: str) -> str:
     return store.digest(name, base.key(), machine.disk_gib, paths.INVENTORY, PLAYBOOK, *roles, own, local)
 
 
+def current_keys() -> set[str]:
+    """The keys that the recipes of today make: base tree, plain image, one image per machine."""
+    return {base.key(), *(key(name) for name in (PLAIN, *inventory.load().machines))}
+
+
+def prepare() -> None:
+    """What all bakes share: the package proxy and the base tree. Raises ImageError, PackageError."""
+    log = settings.load().cache_dir / "logs" / "base.log"
+    base.ensure(log, packages.proxy.start())
+
+
 def ensure(name: str) -> Image:
     """The image of machine `name`, or of PLAIN; baked when there is none of this key.
 
@@ -121,7 +132,19 @@ def _bake(name: str, tree: Path, log: Path) -> None:
     ]
     environment = {**os.environ, **conf.environment(), "ANSIBLE_CONFIG": str(paths.ANSIBLE / "ansible.cfg")}
     environment |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_STDOUT_CALLBACK": "default", "ANSIBLE_STRATEGY": "linear"}
-    command = ["unshare", "--mount", "--fork", "--pid", "--kill-child", "sh", "-c", _IN_CHROOT, "sh", str(tree), *ansible]
+    command = [
+        "unshare",
+        "--mount",
+        "--fork",
+        "--pid",
+        "--kill-child",
+        "sh",
+        "-c",
+        _IN_CHROOT,
+        "sh",
+        str(tree),
+        *ansible,
+    ]
     base.run(
         ["env", *(f"{k}={v}" for k, v in environment.items() if os.environ.get(k) != v), *command],
         log,

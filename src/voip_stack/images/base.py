@@ -96,7 +96,7 @@ def ensure(log: Path, apt_proxy: str) -> Path:
             "--include=" + ",".join(PACKAGES).format(architecture=architecture()),
             f'--aptopt=Acquire::http::Proxy "{apt_proxy}"',
             '--aptopt=Acquire::Retries "3"',
-            "--essential-hook=mkdir -p \"$1\"/etc/initramfs-tools && "
+            '--essential-hook=mkdir -p "$1"/etc/initramfs-tools && '
             f"printf '{modules}\\n' > \"$1\"/etc/initramfs-tools/modules",
             *(f"--customize-hook={hook}" for hook in _HOOKS),
             SUITE,

@@ -131,3 +131,13 @@ def prune(used: Iterable[str], current: Iterable[str], dry: bool = False) -> lis
         for directory in gone:
             remove(directory)
     return gone
+
+
+def forget(names: Iterable[str]) -> None:
+    """Let go of the base tree and of the images of `names` that exist, so that they are made anew.
+
+    A machine that stands on one keeps it: the directory is only renamed out of the way, for `prune` to remove later.
+    """
+    for directory in root().glob("*-*"):
+        if directory.name.startswith("base-") or directory.name.rpartition("-")[0] in names:
+            remove(directory) if directory.name.startswith("base-") else (directory / "image.json").unlink(True)

@@ -1,0 +1,68 @@
+"""Test sessions: `nox --list`. Each has an environment of its own, from the same hash-locked list."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "unit"]
+
+HERE = Path(__file__).parent
+SHELL = ["voip", ".ci/run"]
+
+
+def install(session: nox.Session) -> None:
+    """The locked requirements, and the library from src/."""
+    stamp = Path(session.virtualenv.location) / ".requirements"
+    lock = (HERE / "requirements" / "dev.txt").read_text()
+    if not stamp.exists() or stamp.read_text() != lock:
+        build = str(HERE / "requirements" / "build.txt")
+        session.install("--require-hashes", "--build-constraints", build, "-r", str(HERE / "requirements" / "dev.txt"))
+        stamp.write_text(lock)
+    session.env["PYTHONPATH"] = str(HERE / "src")
+    session.env["ANSIBLE_CONFIG"] = str(HERE / "ansible" / "ansible.cfg")
+
+
+def need(session: nox.Session, *tools: str) -> None:
+    missing = [tool for tool in tools if not shutil.which(tool)]
+    if missing:
+        session.error(f"missing: {', '.join(missing)}; ./voip doctor --fix installs them")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff, mypy --strict, ansible-lint (production), yamllint, shellcheck, and every XML file."""
+    need(session, "shellcheck", "xmllint")
+    install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("yamllint", "--strict", ".")
+    session.run("ansible-lint", "--offline", "--profile", "production", "ansible", silent=True)
+    session.run("shellcheck", *SHELL, external=True)
+    scenarios = [str(f) for f in sorted((HERE / "src/voip_stack/calls/scenarios").glob("*.xml"))]
+    session.run("xmllint", "--noout", "--nonet", *scenarios, external=True)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """The library alone: no virtual machine, libvirt's own test driver where libvirt is involved."""
+    install(session)
+    session.run("pytest", "tests/unit", *session.posargs)
+
+
+@nox.session(default=False)
+def integration(session: nox.Session) -> None:
+    """The full stack with real calls: brought up once, then tests/{integration,functional,security,quality}."""
+    install(session)
+    suites = [f"tests/{name}" for name in ("integration", "functional", "security", "quality")]
+    junit = HERE / "junit"
+    junit.mkdir(exist_ok=True)
+    args = session.posargs or suites
+    session.run("pytest", "--timeout=1800", f"--junit-xml={junit / 'integration.xml'}", *args, env=dict(os.environ))
