@@ -28,7 +28,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Machine:
-    """A virtual machine as the inventory describes it; addresses and MACs by network name, in the order of eth0, eth1."""
+    """A virtual machine of the inventory; addresses and MACs by network name, in the order of eth0, eth1."""
 
     name: str
     groups: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Baking: the stack's own roles run against a copy of the base tree, at the computer's own speed, then become a disk."""
+"""Baking: the stack's roles run against a copy of the base tree at the computer's own speed; it becomes a disk."""
 
 from __future__ import annotations
 

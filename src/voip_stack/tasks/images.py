@@ -4,7 +4,6 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from voip_stack import images, inventory, ui, vms
-from voip_stack.images import bake
 
 
 @task(
@@ -30,7 +29,7 @@ def build(_c: Context, names: str = "", refresh: bool = False) -> None:
 def list_(_c: Context, json: bool = False) -> None:
     """The images in the cache, with their size on disk."""
     used = vms.image_keys()
-    current = bake.current_keys()
+    current = images.current_keys()
     rows = [
         {
             "name": i.name,
@@ -49,7 +48,7 @@ def list_(_c: Context, json: bool = False) -> None:
 @task
 def prune(c: Context) -> None:
     """Remove images that no machine stands on and that the roles would no longer make."""
-    gone = images.prune(vms.image_keys(), bake.current_keys(), dry=c.config.run.dry)
+    gone = images.prune(vms.image_keys(), images.current_keys(), dry=c.config.run.dry)
     for directory in gone:
         ui.say(f"{'would remove' if c.config.run.dry else 'removed'} {directory.name}")
     ui.say(f"{len(gone)} removed" if gone else "nothing to remove")

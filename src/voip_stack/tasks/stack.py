@@ -11,7 +11,6 @@ from invoke.tasks import task
 
 from voip_stack import calls, images, inventory, lab, packages, provision, settings, ui, vms
 from voip_stack.host import doctor
-from voip_stack.images import bake
 
 
 @task
@@ -49,7 +48,7 @@ def bake_all(names: list[str], steps: ui.Steps) -> None:
         return
     images.prepare()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        order = sorted(names, key=lambda n: bool(bake.packages_of(n)))
+        order = sorted(names, key=lambda n: bool(images.packages_of(n)))
         futures = {name: pool.submit(images.ensure, name) for name in order}
         for name, future in futures.items():
             with steps.step(f"image {name}"):
