@@ -1,0 +1,197 @@
+"""Building .debs in a clean chroot: complete or absent, and whatever kills it leaves no process and no mount."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from voip_stack import settings, ui
+from voip_stack.errors import HostError, PackageError
+from voip_stack.packages import proxy, recipes, repository
+
+# Ends with its parent (setpriv), takes all its children along (unshare's pid namespace), and its mounts are its own.
+_CONTAINED = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+
+_IN_CHROOT = """
+set -eu
+tree=$1 script=$2; shift 2
+mount -t proc proc "$tree/proc"
+mount -t sysfs -o ro sysfs "$tree/sys"
+mount --rbind /dev "$tree/dev"
+mount -t tmpfs tmpfs "$tree/tmp"
+exec env --ignore-environment "$@" chroot "$tree" sh -eu -c "$script"
+"""
+
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/build",
+    "LC_ALL": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+}
+
+# What a log's end says, and what to do about it.
+_CAUSES = (
+    (
+        r"is expired \(invalid since",
+        "a package index of the mirror has expired",
+        "a stale mirror: set VOIP_DEBIAN_MIRROR to another, or accept it with VOIP_APT_IGNORE_EXPIRED=yes",
+    ),
+    (r"No space left on device", "the disk is full", "free some space, e.g. with: ./voip packages.prune"),
+    (
+        r"Could not connect|Temporary failure|Connection (failed|timed out)|\b50[0-9]  ",
+        "the mirror can't be reached",
+        "is the network there? see: ./voip doctor",
+    ),
+)
+
+_SAY_EVERY = 60  # seconds
+
+
+def ensure(name: str, refresh: bool = False) -> Path:
+    """The directory with the .debs of package `name`; built when there is none, or anew on `refresh`.
+
+    Takes minutes (asterisk: about 5 on two cores). Raises PackageError with the end of the log, HostError without root.
+    """
+    recipe = recipes.find(name)
+    found = repository.current(name)
+    if found and not refresh:
+        return found.directory
+    if os.geteuid() != 0:
+        _as_root(name)
+    else:
+        with repository.locked(f"{name}-{recipes.key(name)}"):
+            again = repository.current(name)
+            if not again or again == found:  # nobody built it while we waited
+                _build(recipe)
+        repository.publish()
+    built = repository.current(name)
+    if not built:
+        raise PackageError(f"{name} was not built", f"see what it says as root: ./voip packages.build {name}")
+    return built.directory
+
+
+def _as_root(name: str) -> None:
+    environment = settings.load().environment()
+    keep = "--preserve-env=" + ",".join(environment)
+    proxy.start()  # as the user, who owns its cache
+    command = ["sudo", keep, sys.executable, "-m", "voip_stack.packages", name]
+    try:
+        done = subprocess.run(command, env=os.environ | environment, check=False)
+    except FileNotFoundError:
+        raise HostError(f"building {name} needs root", f"as root: ./voip packages.build {name}") from None
+    if done.returncode != 0:
+        raise PackageError(f"{name} could not be built as root", "the error stands above")
+
+
+def _build(recipe: recipes.Recipe) -> None:
+    start = time.monotonic()
+    key = recipes.key(recipe.name)
+    partial = repository.root() / f".{recipe.name}-{key}.partial"
+    tree, result = partial / "tree", partial / "result"
+    log = settings.load().cache_dir / "logs" / f"package-{recipe.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    ui.say(f"{recipe.name}: building .debs, once; the log is {log}")
+    repository.remove(partial)
+    result.mkdir(parents=True)
+    try:
+        _run(recipe.name, "chroot", [*_CONTAINED, *_mmdebstrap(tree, proxy.start())], log)
+        environment = [f"{k}={v}" for k, v in (_ENVIRONMENT | dict(recipe.environment) | _parallel(recipe)).items()]
+        for label, script in (("user", _USER), *recipe.phases):
+            command = [*_CONTAINED, "sh", "-c", _IN_CHROOT, "sh", str(tree), script, *environment]
+            _run(recipe.name, label, command, log)
+        version = _collect(recipe, tree / "build", result)
+        seconds = round(time.monotonic() - start, 1)
+        repository.write_manifest(
+            result, name=recipe.name, version=version, key=key, at=int(time.time()), seconds=seconds
+        )
+        final = repository.root() / f"{recipe.name}-{version.rpartition(':')[2]}-{key}"
+        if final.exists():  # the same version built anew
+            final.rename(partial / "old")
+        repository.hand_over(result, *result.iterdir(), log)
+        result.rename(final)
+        ui.say(f"{recipe.name}: {version} is ready after {seconds:.0f} s")
+    finally:
+        repository.remove(partial)
+
+
+_USER = "useradd --home-dir /build --create-home builder"
+
+
+def _parallel(recipe: recipes.Recipe) -> dict[str, str]:
+    """All cores, for builds that go by Debian's conventions; no part of the key: it changes nothing in the result."""
+    options = dict(recipe.environment).get("DEB_BUILD_OPTIONS", "")
+    return {"DEB_BUILD_OPTIONS": f"{options} parallel={os.cpu_count() or 1}".strip()}
+
+
+def _mmdebstrap(tree: Path, apt_proxy: str) -> list[str]:
+    conf = settings.load()
+    return [
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=buildd",
+        f"--architectures={recipes.architecture()}",
+        f'--aptopt=Acquire::http::Proxy "{apt_proxy}"',
+        '--aptopt=Acquire::Retries "3"',
+        *(['--aptopt=Acquire::Check-Valid-Until "false"'] if conf.apt_ignore_expired else []),
+        "--dpkgopt=force-unsafe-io",
+        recipes.SUITE,
+        str(tree),
+        *([conf.debian_mirror] if conf.debian_mirror else []),
+    ]
+
+
+def _run(name: str, label: str, command: list[str], log: Path) -> None:
+    """Run one phase with its output in `log`, telling from time to time that it still runs."""
+    start = time.monotonic()
+    ui.say(f"{name}: {label}")
+    with log.open("ab") as file:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd="/"
+            )
+        except FileNotFoundError:
+            raise HostError(f"{command[0]} is missing", "./voip doctor --fix") from None
+        try:
+            while True:
+                try:
+                    status = process.wait(_SAY_EVERY)
+                    break
+                except subprocess.TimeoutExpired:
+                    ui.say(f"{name}: {label}, {time.monotonic() - start:.0f} s so far")
+        finally:
+            process.kill()
+            process.wait()
+    if status != 0:
+        raise _failure(name, label, log)
+
+
+def _failure(name: str, label: str, log: Path) -> PackageError:
+    """The error that the end of `log` tells."""
+    lines = log.read_text(errors="replace").splitlines()
+    end = "\n".join(lines[-40:])
+    for pattern, cause, hint in _CAUSES:
+        if re.search(pattern, end):
+            return PackageError(
+                f"{name}: {label} failed: {cause}", f"{hint}\nthe whole log: {log}", "\n".join(lines[-5:])
+            )
+    return PackageError(f"{name}: {label} failed", f"the whole log: {log}", "\n".join(lines[-15:]))
+
+
+def _collect(recipe: recipes.Recipe, source: Path, result: Path) -> str:
+    """Move the .debs to keep to `result`; returns their version. Raises PackageError when one is missing."""
+    for package in recipe.keep:
+        debs = list(source.glob(f"{package}_*.deb"))
+        if len(debs) != 1:
+            raise PackageError(f"{recipe.name}: the build made {len(debs)} packages named {package}, not one")
+        debs[0].rename(result / debs[0].name)
+    main = next(result.glob(f"{recipe.keep[0]}_*.deb"))
+    show = ["dpkg-deb", "--field", str(main), "Version"]
+    return subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()

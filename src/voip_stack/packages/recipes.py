@@ -1,0 +1,111 @@
+"""What we build because Debian 13 lacks it. One more package is one more entry in RECIPES."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import platform
+from dataclasses import dataclass
+
+from voip_stack.errors import PackageError
+
+SUITE = "trixie"  # what the packages are for, and built in
+
+# Debian's names of the architectures that we build on.
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How .debs come to be: shell scripts, run as root one after the other in a clean chroot with build-essential.
+
+    They leave their .debs in /build, where the user `builder` may write. Each phase is (what a person reads, script).
+    """
+
+    name: str  # also the name of the role that installs it
+    keep: tuple[str, ...]  # the binary packages to serve; the rest is left behind
+    phases: tuple[tuple[str, str], ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def debian_source(
+    source: str,
+    line: str,
+    keep: tuple[str, ...],
+    suite: str = "unstable",
+    backports: tuple[str, ...] = (),
+    first: tuple[str, ...] = (),
+) -> Recipe:
+    """An ordinary, unpatched Debian build of `source` as another suite of Debian has it.
+
+    `line` is what its version has to start with, epoch included: which series (LTS) we follow. `backports` are build
+    tools that have to be newer than Debian 13's. `first` are build dependencies that apt has to settle on before the
+    others, where it would choose badly among alternatives.
+    """
+    sources = f"""
+        mirror=$(awk '$1 == "deb" {{ print $2; exit }}' /etc/apt/sources.list)
+        echo "deb $mirror {SUITE}-backports main" >/etc/apt/sources.list.d/backports.list
+        echo "deb-src $mirror {suite} main" >/etc/apt/sources.list.d/source.list
+        apt-get update
+        version=$(apt-cache showsrc --only-source {source} |
+            awk '$1 == "Version:" && index($2, "{line}") == 1 {{ print $2 }}' | sort --version-sort | tail --lines=1)
+        [ -n "$version" ] || {{ echo "no version {line}* of {source} in {suite}"; exit 1; }}
+        cd /build
+        runuser -u builder -- apt-get source --download-only "{source}=$version"
+        runuser -u builder -- dpkg-source --extract ./*.dsc source
+    """
+    install = "apt-get install --yes --no-install-recommends"
+    dependencies = "\n".join(
+        (
+            *(f"{install} {tool}/{SUITE}-backports" for tool in backports),
+            *(f"{install} {package}" for package in first),
+            "apt-get build-dep --yes --no-install-recommends /build/*.dsc",
+        )
+    )
+    compilation = "cd /build/source && runuser -u builder -- dpkg-buildpackage --build=binary --no-sign"
+    return Recipe(
+        name=source,
+        keep=keep,
+        phases=(("source", sources), ("build dependencies", dependencies), ("compilation", compilation)),
+        environment=(
+            ("DEB_BUILD_PROFILES", "nodoc nocheck"),
+            ("DEB_BUILD_OPTIONS", "nodoc nocheck noautodbgsym"),
+            # We serve no debug symbols: making none is faster.
+            ("DEB_CFLAGS_APPEND", "-g0"),
+            ("DEB_CXXFLAGS_APPEND", "-g0"),
+        ),
+    )
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        debian_source(
+            "asterisk",
+            line="1:22.",
+            keep=("asterisk", "asterisk-config", "asterisk-modules"),
+            backports=("debhelper",),  # the source asks for debhelper-compat 14
+            first=("libjack-jackd2-dev",),  # else apt takes libjack-dev, which portaudio19-dev conflicts with
+        ),
+    )
+}
+
+
+def find(name: str) -> Recipe:
+    """The recipe called `name`. Raises PackageError, which lists what there is."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        close = difflib.get_close_matches(name, RECIPES, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(RECIPES)}"
+        raise PackageError(f"no recipe for a package named {name}", hint) from None
+
+
+def architecture() -> str:
+    """This computer's architecture by Debian's name."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def key(name: str) -> str:
+    """A short key of all that we decide about package `name`; its version is Debian's to decide. Needs no network."""
+    return hashlib.sha256(repr((find(name), SUITE, architecture())).encode()).hexdigest()[:12]

@@ -1,0 +1,67 @@
+"""Packages of our own building, and the proxy that serves all packages."""
+
+import time
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from voip_stack import packages, settings, ui
+from voip_stack.errors import PackageError
+
+
+@task(help={"name": "what to build, such as asterisk", "refresh": "build the newest source, even if there is a build"})
+def build(_c: Context, name: str, refresh: bool = False) -> None:
+    """Build a package's .debs in a clean chroot, once; what is there already is left."""
+    ui.say(f"{name}: {packages.ensure(name, refresh=refresh)}")
+
+
+@task(name="list", help={"json": "print JSON"})
+def list_(_c: Context, json: bool = False) -> None:
+    """The packages we build, and which builds are in the cache."""
+    rows: list[dict[str, object]] = [
+        {
+            "name": b.name,
+            "version": b.version,
+            "key": b.key,
+            "built": time.strftime("%F %R", time.localtime(b.at)),
+            "seconds": b.seconds,
+            "state": "current" if b.is_current else "old",
+            "debs": [d.name.partition("_")[0] for d in b.debs],
+        }
+        for b in packages.builds()
+    ]
+    there = {b.name for b in packages.builds() if b.is_current}
+    rows += [{"name": n, "state": "not built", "key": packages.key(n)} for n in packages.RECIPES if n not in there]
+    if json:
+        ui.as_json(rows)
+        return
+    columns = ("name", "version", "key", "built", "state")
+    ui.table(columns, [[row.get(c) for c in columns] for row in rows])
+
+
+@task
+def prune(c: Context) -> None:
+    """Remove builds that today's recipes would no longer make, and what killed builds left."""
+    dry = bool(c.config.run.dry)
+    gone = packages.prune(dry=dry)
+    for directory in gone:
+        ui.say(f"{'would remove' if dry else 'removed'} {directory.name}")
+    if not gone:
+        ui.say("nothing to remove")
+
+
+@task(help={"action": "status, start or stop", "offline": "start: serve only what is cached, without the network"})
+def proxy(_c: Context, action: str = "status", offline: bool = False) -> None:
+    """The caching package proxy of bakes and guests: --action=start, stop or status."""
+    if action == "start":
+        packages.proxy.start(offline=offline)
+    elif action == "stop":
+        packages.proxy.stop()
+    elif action != "status":
+        raise PackageError(f"the package proxy has no action {action!r}", "one of: status, start, stop")
+    now = packages.proxy.status()
+    listens = [f"{a}:{settings.load().package_proxy_port}" for a in now.bind] + (
+        [str(now.socket)] if now.running else []
+    )
+    state = ("running, offline" if now.offline else "running") if now.running else "stopped"
+    ui.table(["package proxy", "listens on"], [(state, ", ".join(listens))])
