@@ -83,13 +83,13 @@ class Lab(abc.ABC):
         """ssh's ProxyCommand into the lab; None where no detour is needed."""
         return None
 
-    def socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    def open_socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
         """An IPv4 socket that lives where the computer's addresses on the lab's networks are."""
         return socket.socket(socket.AF_INET, kind)
 
     def connect(self, address: str, port: int, timeout: float) -> socket.socket:
         """A TCP connection to `address` in the lab, within `timeout` seconds. Raises OSError as socket does."""
-        connection = self.socket()
+        connection = self.open_socket()
         try:
             connection.settimeout(timeout)
             connection.connect((address, port))

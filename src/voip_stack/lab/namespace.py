@@ -113,8 +113,8 @@ class NamespaceLab(Lab):
     def proxy_command(self) -> str | None:
         return shlex.join(self.inside("socat", "-", "TCP:%h:%p"))
 
-    def socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-        return self.inner.socket(kind)
+    def open_socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+        return self.inner.open_socket(kind)
 
     def up(self) -> None:
         self._check()

@@ -1,4 +1,4 @@
-"""The lab on macOS, where QEMU talks to socket_vmnet: libvirt has no networks there. Rendered, tested, never run by us."""
+"""The lab on macOS: libvirt has no networks there, QEMU talks to socket_vmnet. Rendered and tested, not run by us."""
 
 from __future__ import annotations
 
