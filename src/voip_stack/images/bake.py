@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def _bake(name: str, tree: Path, log: Path) -> None:
 
 def _finish(name: str, tree: Path, partial: Path, gib: int, log: Path) -> None:
     """A disk from the tree, and the tree's newest kernel beside it."""
-    kernels = sorted(tree.glob("boot/vmlinuz-*"), key=lambda f: [int(n) for n in f.name.split("-")[1].split(".")])
+    kernels = sorted(tree.glob("boot/vmlinuz-*"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
     version = kernels[-1].name.removeprefix("vmlinuz-")
     shutil.copy(kernels[-1], partial / "vmlinuz")
     shutil.copy(tree / f"boot/initrd.img-{version}", partial / "initrd.img")
