@@ -104,7 +104,7 @@ def _build(recipe: recipes.Recipe) -> None:
     try:
         _run(recipe.name, "chroot", [*_CONTAINED, *_mmdebstrap(tree, proxy.start())], log)
         environment = [f"{k}={v}" for k, v in (_ENVIRONMENT | dict(recipe.environment) | _parallel(recipe)).items()]
-        for label, script in (("user", _USER), *recipe.phases):
+        for label, script in recipe.phases:
             command = [*_CONTAINED, "sh", "-c", _IN_CHROOT, "sh", str(tree), script, *environment]
             _run(recipe.name, label, command, log)
         version = _collect(recipe, tree / "build", result)
@@ -120,9 +120,6 @@ def _build(recipe: recipes.Recipe) -> None:
         ui.say(f"{recipe.name}: {version} is ready after {seconds:.0f} s")
     finally:
         repository.remove(partial)
-
-
-_USER = "useradd --home-dir /build --create-home builder"
 
 
 def _parallel(recipe: recipes.Recipe) -> dict[str, str]:
@@ -142,6 +139,7 @@ def _mmdebstrap(tree: Path, apt_proxy: str) -> list[str]:
         '--aptopt=Acquire::Retries "3"',
         *(['--aptopt=Acquire::Check-Valid-Until "false"'] if conf.apt_ignore_expired else []),
         "--dpkgopt=force-unsafe-io",
+        '--customize-hook=chroot "$1" useradd --home-dir /build --create-home builder',
         recipes.SUITE,
         str(tree),
         *([conf.debian_mirror] if conf.debian_mirror else []),

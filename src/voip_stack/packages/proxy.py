@@ -27,6 +27,7 @@ from voip_stack.errors import HostError, PackageError
 from voip_stack.packages import repository
 
 LOOPBACK = "127.0.0.1"
+MAX_PORT = 32767  # apt-cacher-ng 3.7.4: "Error resolving address for binding: Success" above it
 PATIENCE = 10  # seconds for the daemons to start or to end
 
 _CONFIG = """\
@@ -215,6 +216,10 @@ def _launch(bind: list[str], offline: bool) -> None:
     if re.search(r"[\s;]", str(repository.root())):
         raise PackageError(
             f"apt-cacher-ng can't serve {repository.root()}", "set VOIP_CACHE_DIR to a path without spaces"
+        )
+    if port > MAX_PORT:
+        raise PackageError(
+            f"apt-cacher-ng can't listen on port {port}", f"set VOIP_PACKAGE_PROXY_PORT to {MAX_PORT} at most"
         )
     acng, socat = _tool("apt-cacher-ng"), _tool("socat")
     for address in bind:

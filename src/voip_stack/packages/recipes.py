@@ -57,7 +57,7 @@ def debian_source(
     install = "apt-get install --yes --no-install-recommends"
     dependencies = "\n".join(
         (
-            *(f"{install} {tool}/{SUITE}-backports" for tool in backports),
+            " ".join((install, *(f"{tool}/{SUITE}-backports" for tool in backports))),
             *(f"{install} {package}" for package in first),
             "apt-get build-dep --yes --no-install-recommends /build/*.dsc",
         )
@@ -84,7 +84,7 @@ RECIPES = {
             "asterisk",
             line="1:22.",
             keep=("asterisk", "asterisk-config", "asterisk-modules"),
-            backports=("debhelper",),  # the source asks for debhelper-compat 14
+            backports=("debhelper", "libdebhelper-perl"),  # the source asks for debhelper-compat 14
             first=("libjack-jackd2-dev",),  # else apt takes libjack-dev, which portaudio19-dev conflicts with
         ),
     )
