@@ -28,6 +28,7 @@ from voip_stack.lab.outside import Outside
 from voip_stack.settings import Settings
 
 RUN = Path("/run/voip-stack")  # short: the path of a UNIX socket has at most 107 bytes
+SOCKET = RUN / "libvirt" / "libvirt-sock"
 _USER = "libvirt-qemu"  # the name that Debian and Ubuntu build into libvirt; it runs nothing here
 _FORWARDER_IDLE = 600  # seconds; apt keeps connections open while it unpacks
 _FORWARDER_CHILDREN = 64
@@ -95,7 +96,7 @@ class NamespaceLab(Lab):
 
     @property
     def uri(self) -> str:
-        return f"qemu+unix:///system?socket={RUN / 'libvirt' / 'libvirt-sock'}"
+        return f"qemu+unix:///system?socket={SOCKET}"
 
     @property
     def package_addresses(self) -> tuple[str, ...]:
@@ -162,7 +163,7 @@ class NamespaceLab(Lab):
         return [
             *parts,
             self.phones.part(),
-            Part("libvirtd", self._answers(), self.uri),
+            Part("libvirtd", self._answers(), str(SOCKET)),
             Part("way to the package proxy", bool(forwarder), self.forwarder.argv[-1].partition(":")[2]),
         ]
 

@@ -23,8 +23,7 @@ class Outside(Namespace):
         if _LEG not in self.links():
             # Its peer may have outlived it by a moment, or a crash may have come between the two halves.
             run(*into, "link", "delete", _PEER, check=False)
-            peer_at = ["netns", home.name] if home else ["netns", "1"]
-            self.ip("link", "add", _LEG, "type", "veth", "peer", "name", _PEER, *peer_at)
+            run(*into, "link", "add", _PEER, "type", "veth", "peer", "name", _LEG, "netns", self.name)
         run(*into, "link", "set", _PEER, "master", bridge, "up")
         network = self.inventory.networks["external"]
         for address in self.inventory.phones:

@@ -1,0 +1,57 @@
+"""The network that the machines and the phones live in."""
+
+import os
+import subprocess
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from voip_stack import lab, ui
+
+
+@task
+def up(c: Context) -> None:
+    """Make the lab, or mend it; what is there already is left."""
+    if not c.config.run.dry:
+        lab.current().up()
+    _show()
+
+
+@task
+def down(c: Context) -> None:
+    """Stop the machines and remove every process, interface and socket of the lab. Disks and images stay."""
+    if c.config.run.dry:
+        _show()
+    else:
+        lab.current().down()
+
+
+@task(help={"json": "print JSON"})
+def status(_c: Context, json: bool = False) -> None:
+    """The parts of the lab, and whether they are up."""
+    _show(json)
+
+
+def _show(json: bool = False) -> None:
+    home = lab.current()
+    parts = home.status()
+    if json:
+        ui.as_json({"home": home.name, "parts": [{"name": p.name, "up": p.up, "detail": p.detail} for p in parts]})
+    else:
+        rows = [(p.name, "up" if p.up else "down", p.detail) for p in parts]
+        ui.table([f"lab: {home.name}", "state", "detail"], rows)
+
+
+@task(
+    help={"outside": "among the phones outside, in place of where this computer is", "command": "run this, then leave"}
+)
+def shell(_c: Context, outside: bool = False, command: str = "") -> None:
+    """A shell inside the lab, with this computer's addresses on its networks."""
+    home = lab.current()
+    home.up()
+    program = ["sh", "-c", command] if command else [os.environ.get("SHELL", "sh")]
+    argv = home.outside(*program) if outside else home.inside(*program)
+    code = subprocess.run(argv, check=False).returncode
+    if command and code:
+        raise Exit(code=code)
