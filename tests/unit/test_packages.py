@@ -18,7 +18,7 @@ import pytest
 
 from voip_stack import packages, settings
 from voip_stack.deadline import Deadline
-from voip_stack.errors import PackageError
+from voip_stack.errors import HostError, PackageError
 from voip_stack.packages import build, proxy, recipes, repository
 
 needs_apt = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg on this computer")
@@ -182,6 +182,15 @@ def test_a_failed_build_says_why_and_what_to_do(tmp_path: Path, log: str, messag
     assert log.splitlines()[-1] in failure.details
 
 
+def test_without_root_and_sudo_the_command_for_root_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(proxy, "start", lambda: "http://127.0.0.1:9")
+    monkeypatch.setenv("PATH", str(cache))
+    with pytest.raises(HostError, match="needs root") as caught:
+        packages.ensure("asterisk")
+    assert "packages.build" in caught.value.hint
+
+
 @needs_root
 def test_a_failed_build_leaves_only_its_log_and_can_be_run_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "start", lambda: "http://127.0.0.1:9")
@@ -319,7 +328,9 @@ def test_another_process_with_our_old_number_is_left_alone(cache: Path) -> None:
         assert number.is_alive
         old = {"pid": number.pid, "start": number.start - 1}
         (cache / "run").mkdir()
-        (cache / "run" / "apt-proxy.json").write_text(json.dumps({"processes": [old], "bind": [], "offline": False}))
+        (cache / "run" / "apt-proxy.json").write_text(
+            json.dumps({"processes": [old], "bind": [], "offline": False, "upstream": ""})
+        )
         assert proxy.stop() is False
         assert number.is_alive
         bystander.kill()
@@ -328,4 +339,15 @@ def test_another_process_with_our_old_number_is_left_alone(cache: Path) -> None:
 def test_https_is_passed_through_to_the_chosen_mirror_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = dataclasses.replace(settings.load(), debian_mirror="https://mirror.voip.local/debian", cache_dir=cache)
     monkeypatch.setattr(settings, "load", lambda: chosen)
-    assert "PassThroughPattern: ^mirror\\.voip\\.local:443$\n" in proxy._config([proxy.LOOPBACK], offline=False)
+    assert "PassThroughPattern: ^mirror\\.voip\\.local:443$\n" in proxy._config([proxy.LOOPBACK], False, "")
+
+
+@needs_proxy
+def test_another_environment_does_not_restart_the_proxy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    proxy.start()
+    assert "Proxy: http://127.0.0.1:9\n" in (cache / "apt" / "conf" / "acng.conf").read_text()
+    state = (cache / "run" / "apt-proxy.json").read_text()
+    monkeypatch.delenv("http_proxy")
+    proxy.start()
+    assert (cache / "run" / "apt-proxy.json").read_text() == state

@@ -113,12 +113,14 @@ def start(bind: Iterable[str] = (), offline: bool | None = None) -> str:
         before = _load()
         wanted = list(dict.fromkeys([LOOPBACK, *(before.bind if before else ()), *bind]))
         offline = bool(before and before.offline) if offline is None else offline
-        if before and before.is_alive and _config_file().read_text() == _config(wanted, offline):
+        # From the environment of whoever started it: a bake under sudo has another, and must not restart it.
+        upstream = before.upstream if before and before.is_alive else _upstream()
+        if before and before.is_alive and _config_file().read_text() == _config(wanted, offline, upstream):
             return url()
         _stop()
         # An address of before may be gone with its bridge; one that is asked for must be there.
         wanted = [a for a in wanted if a in (LOOPBACK, *bind) or _is_local(a)]
-        _launch(wanted, offline)
+        _launch(wanted, offline, upstream)
     return url()
 
 
@@ -143,6 +145,7 @@ class _State:
     processes: tuple[Process, ...]
     bind: tuple[str, ...]
     offline: bool
+    upstream: str  # the proxy that leads to the Internet, as a URL; empty: none
 
     @property
     def is_alive(self) -> bool:
@@ -175,7 +178,8 @@ def _load() -> _State | None:
         values = json.loads(_state_file().read_text())
     except FileNotFoundError:
         return None
-    return _State(tuple(Process(**p) for p in values["processes"]), tuple(values["bind"]), values["offline"])
+    processes = tuple(Process(**p) for p in values.pop("processes"))
+    return _State(processes, tuple(values.pop("bind")), **values)
 
 
 def _save(state: _State) -> None:
@@ -194,7 +198,7 @@ def _stop() -> bool:
     return bool(alive)
 
 
-def _config(bind: Iterable[str], offline: bool) -> str:
+def _config(bind: Iterable[str], offline: bool, upstream: str) -> str:
     conf = settings.load()
     text = _CONFIG.format(
         home=_home(), port=conf.package_proxy_port, bind=" ".join(bind), packages=repository.root(), offline=offline
@@ -205,13 +209,16 @@ def _config(bind: Iterable[str], offline: bool) -> str:
         text += f"PassThroughPattern: ^{re.escape(mirror.hostname or '')}:{mirror.port or 443}$\n"
     elif mirror.port:
         text += f"AllowUserPorts: 80 {mirror.port}\n"
-    upstream = os.environ.get("http_proxy", "")
-    if upstream and urlsplit(upstream).port != conf.package_proxy_port:
-        text += f"Proxy: {upstream}\n"
-    return text
+    return text + (f"Proxy: {upstream}\n" if upstream else "")
 
 
-def _launch(bind: list[str], offline: bool) -> None:
+def _upstream() -> str:
+    """The proxy that the user's environment names, unless that is ours."""
+    named = os.environ.get("http_proxy", "")
+    return "" if urlsplit(named).port == settings.load().package_proxy_port else named
+
+
+def _launch(bind: list[str], offline: bool, upstream: str) -> None:
     port = settings.load().package_proxy_port
     if re.search(r"[\s;]", str(repository.root())):
         raise PackageError(
@@ -226,16 +233,16 @@ def _launch(bind: list[str], offline: bool) -> None:
         _check_free(address, port)
     for directory in (_config_file().parent, _home() / "cache", _home() / "log"):
         directory.mkdir(parents=True, exist_ok=True)
-    _config_file().write_text(_config(bind, offline))
+    _config_file().write_text(_config(bind, offline, upstream))
     output = _home() / "log" / "output.log"
     output.write_bytes(b"")
     # It runs on without an address that it can't have, and only prints that: hence the looks before and after.
     daemon = _spawn([acng, "-c", str(_config_file().parent)], output)
-    _save(_State((daemon,), tuple(bind), offline))
+    _save(_State((daemon,), tuple(bind), offline, upstream))
     # apt-cacher-ng's own UNIX socket takes no requests for packages (3.7.4), so socat stands before its port.
     listen = f"UNIX-LISTEN:{socket_path()},fork,unlink-early,mode=600"
     bridge = _spawn([socat, listen, f"TCP:{LOOPBACK}:{port}"], output)
-    state = _State((daemon, bridge), tuple(bind), offline)
+    state = _State((daemon, bridge), tuple(bind), offline, upstream)
     _save(state)
 
     def is_ready() -> bool:

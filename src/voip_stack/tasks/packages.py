@@ -35,7 +35,10 @@ def list_(_c: Context, json: bool = False) -> None:
     if json:
         ui.as_json(rows)
         return
-    columns = ("name", "version", "key", "built", "state")
+    columns = ("name", "version", "key", "built", "seconds", "state")
+    for row in rows:
+        # 1:22.10.1+dfsg+…-1 is 22.10.1 to a person.
+        row["version"] = str(row.get("version", "")).rpartition(":")[2].partition("+")[0]
     ui.table(columns, [[row.get(c) for c in columns] for row in rows])
 
 
