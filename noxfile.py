@@ -65,4 +65,5 @@ def integration(session: nox.Session) -> None:
     junit = HERE / "junit"
     junit.mkdir(exist_ok=True)
     args = session.posargs or suites
+    session.run("invoke", "up")
     session.run("pytest", "--timeout=1800", f"--junit-xml={junit / 'integration.xml'}", *args, env=dict(os.environ))

@@ -1,0 +1,65 @@
+"""What the tests of the full stack share. The unit tests use none of it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from voip_stack import inventory, subscribers, vms
+from voip_stack.calls.phone import TONES_HZ, Phone
+
+Ssh = Callable[..., str]
+
+NUMBERS = ("2901", "2902", "2903")
+
+
+@pytest.fixture(scope="session")
+def stack() -> inventory.Inventory:
+    """The inventory, with all its machines up and reachable. Ends the run when they are not."""
+    stack = inventory.load()
+    down = [s.name for s in vms.status(list(stack.machines.values())) if not s.ssh]
+    if down:
+        pytest.exit(f"not up: {', '.join(down)}. First: ./voip up", returncode=3)
+    return stack
+
+
+@pytest.fixture(scope="session")
+def ssh(stack: inventory.Inventory) -> Ssh:
+    """ssh(machine, *command): the output of a command, run as root there."""
+
+    def run(machine: str, *command: str, check: bool = True) -> str:
+        assert machine in stack.machines
+        argv = vms.ssh_argv(machine, "sudo", *command)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+        assert not check or done.returncode == 0, f"{machine}: {' '.join(command)}: {done.stderr}"
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def accounts(stack: inventory.Inventory) -> Iterator[dict[str, str]]:
+    """Three subscribers with voicemail boxes, number to password; gone at the end."""
+    for number in NUMBERS:
+        if number in {s.number for s in subscribers.list_()}:
+            subscribers.remove(number)
+    yield {number: str(subscribers.add(number).password) for number in NUMBERS}
+    for number in NUMBERS:
+        subscribers.remove(number)
+
+
+@pytest.fixture
+def phones(accounts: dict[str, str], stack: inventory.Inventory, tmp_path: Path) -> Iterator[list[Phone]]:
+    """Three phones outside, registered, each with a tone of its own."""
+    made = [
+        Phone(number, password, address, tone_hz=tone, traces=tmp_path)
+        for (number, password), address, tone in zip(accounts.items(), stack.phones, TONES_HZ, strict=False)
+    ]
+    for phone in made:
+        phone.register()
+    yield made
+    for phone in made:
+        phone.unregister()

@@ -1,0 +1,29 @@
+import dataclasses
+
+import pytest
+
+from voip_stack.calls.phone import Phone
+from voip_stack.calls.sipp import Refused
+
+
+def _refusal(phone: Phone) -> Refused:
+    with pytest.raises(Refused) as caught:
+        phone.register()
+    return caught.value
+
+
+def test_a_subscriber_registers_and_unregisters(phones: list[Phone]) -> None:
+    phones[0].register(expires=120)
+    phones[0].unregister()
+
+
+def test_a_wrong_password_and_an_unknown_user_get_the_same_answer(phones: list[Phone]) -> None:
+    wrong = _refusal(dataclasses.replace(phones[0], password="not-the-password"))
+    unknown = _refusal(dataclasses.replace(phones[0], number="2999999", password="not-the-password"))
+    assert wrong.status == unknown.status
+    assert wrong.response.reason == unknown.response.reason
+
+
+def test_nobody_registers_for_another_number(phones: list[Phone]) -> None:
+    thief = dataclasses.replace(phones[0], number=phones[1].number, login=phones[0].number)
+    assert _refusal(thief).status == 403

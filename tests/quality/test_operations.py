@@ -1,0 +1,53 @@
+"""What an operator does with the stack, and that it still carries calls after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from voip_stack import calls, inventory, provision, vms
+from voip_stack.errors import CallError
+
+
+def test_provisioning_again_changes_nothing(stack: inventory.Inventory) -> None:
+    report = provision.run()
+    assert set(report.changed) <= set(stack.machines)
+    assert report.changed == {}
+
+
+def test_a_dry_run_of_a_provisioned_stack_succeeds_and_would_change_nothing(stack: inventory.Inventory) -> None:
+    assert stack.machines
+    assert provision.run(check=True).changed == {}
+
+
+def test_without_kernel_forwarding_the_proof_fails_and_provisioning_mends_it(stack: inventory.Inventory) -> None:
+    assert stack.machines
+    provision.run(only_tags="rtpengine", extra_vars=["rtpengine_table=-1"])
+    try:
+        with pytest.raises(CallError, match="not forwarded in the kernel"):
+            calls.verify()
+    finally:
+        report = provision.run(only_tags="rtpengine")
+    assert report.changes
+    calls.verify()
+
+
+def test_a_reverted_snapshot_brings_back_a_stack_that_works(
+    stack: inventory.Inventory, ssh: Callable[..., str]
+) -> None:
+    machines = list(stack.machines.values())
+    vms.snapshot(machines, "test")
+    ssh("sip-1", "systemctl", "disable", "--now", "kamailio")
+    ssh("media-1", "rm", "-rf", "/etc/rtpengine")
+    ssh("pbx-1", "systemctl", "stop", "asterisk")
+    ssh("infra-1", "systemctl", "stop", "postgresql")
+    vms.revert(machines, "test")
+    calls.verify()
+
+
+def test_after_a_restart_of_every_machine_calls_complete_without_provisioning(stack: inventory.Inventory) -> None:
+    machines = list(stack.machines.values())
+    vms.stop(machines)
+    vms.start(machines)
+    calls.verify()
