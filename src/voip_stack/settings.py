@@ -39,7 +39,9 @@ class Settings:
     def environment(self) -> dict[str, str]:
         """The settings as environment variables, for Ansible."""
         texts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {f"{PREFIX}{k.upper()}": ("yes" if v else "no") if isinstance(v, bool) else str(v) for k, v in texts.items()}
+        return {
+            f"{PREFIX}{k.upper()}": ("yes" if v else "no") if isinstance(v, bool) else str(v) for k, v in texts.items()
+        }
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:

@@ -37,9 +37,8 @@ def test_a_caller_who_gives_up_stops_the_ringing(phones: list[Phone]) -> None:
 
 
 def test_the_echo_gives_the_caller_their_own_sound_back(phones: list[Phone]) -> None:
-    with calls.Capture() as capture:
-        with phones[0].call("600", seconds=6) as caller:
-            caller.finish()
+    with calls.Capture() as capture, phones[0].call("600", seconds=6) as caller:
+        caller.finish()
     heard = capture.heard_by(phones[0])
     assert heard.tone_hz == pytest.approx(phones[0].tone_hz, abs=5)
     assert heard.level_dbm0 > -30
@@ -64,7 +63,7 @@ def test_hold_silences_and_resume_brings_the_sound_back(phones: list[Phone]) -> 
     with phones[1].answer() as callee, phones[0].hold(phones[1].number) as caller:
         caller.finish()
         callee.finish()
-    assert ["answered", "held", "resumed"] == [e for e in caller.events if e in ("answered", "held", "resumed")]
+    assert [e for e in caller.events if e in ("answered", "held", "resumed")] == ["answered", "held", "resumed"]
     assert "held" in callee.events
 
 

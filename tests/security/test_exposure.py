@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
+from xml.etree import ElementTree
 
 import pytest
 

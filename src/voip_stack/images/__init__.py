@@ -1,6 +1,17 @@
 """Disk images: a Debian base tree, baked per machine with the stack's own roles, cached by what went into them."""
 
-from voip_stack.images.bake import PLAIN, current_keys, ensure, packages_of, prepare
+from voip_stack.images.bake import PLAIN, current_keys, ensure, key, packages_of, prepare
 from voip_stack.images.store import Image, forget, list_images, prune
 
-__all__ = ["PLAIN", "Image", "current_keys", "ensure", "forget", "list_images", "packages_of", "prepare", "prune"]
+__all__ = [
+    "PLAIN",
+    "Image",
+    "current_keys",
+    "ensure",
+    "forget",
+    "key",
+    "list_images",
+    "packages_of",
+    "prepare",
+    "prune",
+]

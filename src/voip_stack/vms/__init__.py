@@ -1,0 +1,32 @@
+"""Virtual machines: made from the inventory and an image, reached by ssh, brought back from saved memory."""
+
+from voip_stack.vms.lifecycle import (
+    create,
+    destroy,
+    existing,
+    image_keys,
+    require_running,
+    start,
+    stop,
+)
+from voip_stack.vms.snapshots import revert, snapshot, snapshots
+from voip_stack.vms.ssh import argv as ssh_argv
+from voip_stack.vms.state import Status, status
+from voip_stack.vms.store import console_log
+
+__all__ = [
+    "Status",
+    "console_log",
+    "create",
+    "destroy",
+    "existing",
+    "image_keys",
+    "require_running",
+    "revert",
+    "snapshot",
+    "snapshots",
+    "ssh_argv",
+    "start",
+    "status",
+    "stop",
+]

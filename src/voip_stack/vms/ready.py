@@ -1,0 +1,109 @@
+"""When a machine is ready: a list of requirements in order, one deadline for all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+
+from voip_stack import settings
+from voip_stack.deadline import Deadline
+from voip_stack.errors import VmError
+from voip_stack.inventory import Machine
+from voip_stack.vms import ssh, store, tools
+from voip_stack.vms.connection import errors
+
+Progress = Callable[[str, str], None]  # a machine's name, what happens to it
+
+TIMEOUTS = {"kvm": 90, "hvf": 90, "tcg": 300}  # seconds from start to ready
+_TRY = 15  # seconds for one ssh; under emulation a login takes one to three
+
+# Accounts are closed until systemd-user-sessions removes /run/nologin; result.json is the last that cloud-init writes;
+# is-system-running --wait returns when the boot's job queue is empty. A failed unit ("degraded") is for provisioning to mend.
+_SYSTEM_UP = """
+until [ -e /run/cloud-init/result.json ] && [ ! -e /run/nologin ]; do sleep 0.5; done
+case $(systemctl is-system-running --wait) in running|degraded) exit 0;; *) exit 1;; esac
+"""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One thing that must hold: `check` gets the seconds that are left, and is asked again until it is true."""
+
+    description: str
+    check: Callable[[float], bool]
+    hint: str
+
+
+class Cancelled(Exception):
+    """The user stopped the command, or another machine of it failed beyond repair."""
+
+
+def timeout(accelerator: str) -> int:
+    """Seconds for a machine to become ready: the user's setting, else by accelerator."""
+    return settings.load().boot_timeout or TIMEOUTS[accelerator]
+
+
+def requirements(machine: Machine, domain: Any) -> list[Requirement]:
+    """What makes `machine` ready."""
+    name, address = machine.name, str(machine.internal)
+    return [
+        Requirement("the domain runs", lambda _left: _runs(name, domain), f"./voip vms.start {name}"),
+        Requirement(
+            f"{address} answers at port 22",
+            lambda left: ssh.banner(address, min(left, _TRY)),
+            f"./voip vms.console {name}; ./voip lab.status",
+        ),
+        Requirement(
+            "ssh login works",
+            lambda left: ssh.run(name, "true", timeout=min(left, _TRY)).returncode == 0,
+            f"was the machine made with another key than {ssh.identity()}? ./voip vms.create {name} --recreate",
+        ),
+        Requirement(
+            "cloud-init is done and the system is up",
+            lambda left: ssh.run(name, "sh", "-c", _SYSTEM_UP, timeout=left).returncode == 0,
+            f"./voip vms.ssh {name} -- systemctl list-jobs",
+        ),
+    ]
+
+
+def _runs(name: str, domain: Any) -> bool:
+    with errors(name):
+        state, reason = domain.state()
+    if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+        raise tools.full(store.root())  # QEMU stops a guest rather than lose what it writes
+    if state in (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED):
+        raise VmError(
+            f"{name} went off while it booted",
+            f"./voip vms.logs {name}; ./voip vms.start {name}",
+            store.console_end(name),
+        )
+    return bool(state == libvirt.VIR_DOMAIN_RUNNING)
+
+
+def wait(machine: Machine, needs: list[Requirement], seconds: float, progress: Progress, stop: threading.Event) -> None:
+    """Wait until all of `needs` hold, `seconds` at most together.
+
+    Raises VmError naming the requirement that does not hold, with its hint and the end of the console; Cancelled once
+    `stop` is set.
+    """
+    deadline = Deadline(seconds)
+    for number, need in enumerate(needs, 1):
+        progress(machine.name, f"waiting: {need.description} ({number} of {len(needs)})")
+
+        def holds(check: Callable[[float], bool] = need.check) -> bool:
+            if stop.is_set():
+                raise Cancelled
+            # A machine that went off will not answer, however long we wait.
+            return (check is needs[0].check or needs[0].check(deadline.left)) and check(max(deadline.left, 1.0))
+
+        if not deadline.wait(holds):
+            raise VmError(
+                f"{machine.name} is not ready after {seconds:.0f} s: {need.description}: no "
+                f"(requirement {number} of {len(needs)})",
+                need.hint,
+                store.console_end(machine.name),
+            )

@@ -1,0 +1,115 @@
+"""ssh to the machines: keys, the configuration that Ansible and people use, and commands. The options stand here only."""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from voip_stack import inventory, lab, settings
+from voip_stack.inventory import Machine
+from voip_stack.vms import store, tools
+
+
+def config_path() -> Path:
+    """The configuration for `ssh -F`: every machine that exists, by name and by address."""
+    return settings.load().cache_dir / "ssh" / "config"
+
+
+def identity() -> Path:
+    """The user's key for the machines; made at first use."""
+    return ensure_key(settings.load().secrets_dir / "id_ed25519", "voip-stack")
+
+
+def ensure_key(path: Path, comment: str) -> Path:
+    """An ed25519 key pair at `path` (0600), made when there is none. Raises VmError."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        tools.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(partial), writes=partial)
+        partial.with_name(partial.name + ".pub").replace(path.with_name(path.name + ".pub"))
+        partial.replace(path)
+    return path
+
+
+def public(key: Path) -> str:
+    """The public half of `key`, one line."""
+    return key.with_name(key.name + ".pub").read_text().strip()
+
+
+def write_config(machine: Machine, host_key: Path) -> None:
+    """Let ssh know `machine` and the key it will show. Its part lies in the machine's directory and goes away with it."""
+    directory = store.directory(machine.name)
+    domain = inventory.load().domain
+    names = [machine.name, f"{machine.name}.{domain}", str(machine.internal)]
+    kind, key = public(host_key).split()[:2]
+    store.write(directory / "known_hosts", f"{machine.name} {kind} {key}\n")
+    lines = [
+        f"Host {' '.join(names)}",
+        f"  HostName {machine.internal}",
+        f"  HostKeyAlias {machine.name}",
+        f"  UserKnownHostsFile {_quoted(directory / 'known_hosts')}",
+    ]
+    store.write(directory / "ssh_config", "\n".join(lines) + "\n")
+    proxy = lab.current().proxy_command()
+    lines = [
+        "# Written by ./voip vms.create",
+        f"Include {_quoted(store.root() / '*' / 'ssh_config')}",
+        "Host *",
+        f"  User {inventory.load().user}",
+        f"  IdentityFile {_quoted(identity())}",
+        "  IdentitiesOnly yes",
+        "  PasswordAuthentication no",
+        "  GSSAPIAuthentication no",
+        "  StrictHostKeyChecking yes",
+        "  UpdateHostKeys no",
+        "  ConnectTimeout 10",
+        "  ServerAliveInterval 10",
+        "  ServerAliveCountMax 6",
+        "  LogLevel ERROR",
+        *([f"  ProxyCommand {proxy}"] if proxy else []),
+    ]
+    store.write(config_path(), "\n".join(lines) + "\n")
+
+
+def _quoted(path: Path) -> str:
+    return f'"{path}"'
+
+
+def argv(name: str, *command: str, options: Sequence[str] = ()) -> list[str]:
+    """The command line of an ssh to machine `name`; `command` is quoted for the remote shell."""
+    return ["ssh", "-F", str(config_path()), *options, name, *([shlex.join(command)] if command else [])]
+
+
+def run(name: str, *command: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run `command` on machine `name`, at most `timeout` seconds long (then its return code is 124)."""
+    line = argv(name, *command, options=["-o", "BatchMode=yes"])
+    try:
+        return subprocess.run(
+            line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired as late:
+        return subprocess.CompletedProcess(line, 124, "", f"no answer within {late.timeout:.0f} s")
+
+
+def banner(address: str, timeout: float) -> bool:
+    """Whether an ssh server greets at TCP port 22 of `address` (RFC 4253, 4.2), by the way that ssh itself would take."""
+    proxy = lab.current().proxy_command()
+    if not proxy:
+        try:
+            with socket.create_connection((address, 22), timeout=timeout) as connection:
+                return connection.recv(4) == b"SSH-"
+        except OSError:
+            return False
+    command = shlex.split(proxy.replace("%h", address).replace("%p", "22"))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout  # noqa: S101  # the pipe asked for above
+        try:
+            answered, _, _ = select.select([process.stdout], [], [], timeout)
+            return bool(answered) and os.read(process.stdout.fileno(), 4) == b"SSH-"
+        finally:
+            process.kill()
