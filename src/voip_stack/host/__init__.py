@@ -1,8 +1,8 @@
 """What this computer can do: its architecture, its accelerator, its tools."""
 
-from voip_stack.host.accelerator import accelerator, verdict
 from voip_stack.host.machine import Hardware
 from voip_stack.host.platforms import Platform, current
+from voip_stack.host.probe import accelerator, verdict
 
 __all__ = ["Hardware", "Platform", "accelerator", "current", "hardware", "verdict"]
 

@@ -171,6 +171,10 @@ def _lab() -> Iterator[Finding]:
         )
         return
     parts = home.status()
+    if home.name == "libvirt" and not parts[0].up:
+        mend = "sudo systemctl start libvirtd; are you in its group? or leave VOIP_LAB out of .env"
+        yield Finding("lab", State.FAILED, f"no libvirtd answers at {home.uri}", mend)
+        return
     broken = [p for p in parts if not p.up]
     if not broken or not any(p.up for p in parts if p.name != "libvirtd"):
         yield Finding("lab", State.OK, f"{home.name}, {'not made yet' if broken else 'up'}")

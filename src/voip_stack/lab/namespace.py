@@ -125,7 +125,7 @@ class NamespaceLab(Lab):
             self._network()
             if not self._answers():
                 self._start_libvirtd()
-            if not self.forwarder.pid:
+            if not self._runs(self.forwarder):
                 self._start_forwarder()
 
     def down(self) -> None:
@@ -134,7 +134,8 @@ class NamespaceLab(Lab):
             self._claim()
             if os.path.samestat(Path("/proc/self/ns/net").stat(), _stat(self.inner.path)):
                 raise LabError("this shell is inside the lab", "leave it (exit), then: ./voip lab.down")
-            if any(name.startswith("qemu-system") for name in self.inner.processes().values()):
+            # libvirt's files of running guests: they tell of guests even where the namespace or libvirtd was lost.
+            if any((RUN / "libvirt" / "qemu").glob("*.pid")):
                 if not self._answers():
                     self._start_libvirtd()
                 self._stop_machines()
@@ -159,12 +160,11 @@ class NamespaceLab(Lab):
             link = links.get(network.bridge, {})
             has = any(a["local"] == str(network.computer) for a in link.get("addr_info", []))
             parts.append(Part(f"bridge {network.bridge}", has, f"{network.computer}/{network.subnet.prefixlen}"))
-        forwarder = self.forwarder.pid
         return [
             *parts,
             self.phones.part(),
             Part("libvirtd", self._answers(), str(SOCKET)),
-            Part("way to the package proxy", bool(forwarder), self.forwarder.argv[-1].partition(":")[2]),
+            Part("way to the package proxy", self._runs(self.forwarder), self.forwarder.argv[-1].partition(":")[2]),
         ]
 
     def _check(self) -> None:
@@ -214,9 +214,13 @@ class NamespaceLab(Lab):
             self.inner.ip("link", "set", network.bridge, "up")
         self.phones.attach(self.inventory.networks["external"].bridge, self.inner)
 
+    def _runs(self, daemon: Daemon) -> bool:
+        """Whether `daemon` runs in today's namespace: one that was removed by hand lives on with what was in it."""
+        return daemon.pid in self.inner.processes()
+
     def _answers(self) -> bool:
-        """Whether our libvirtd runs in today's namespace and answers."""
-        if self.libvirtd.pid not in self.inner.processes():
+        """Whether our libvirtd runs and answers."""
+        if not self._runs(self.libvirtd):
             return False
         try:
             libvirt.open(self.uri).close()

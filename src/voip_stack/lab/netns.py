@@ -70,7 +70,7 @@ class Namespace:
                 found[int(pid)] = Path(f"/proc/{pid}/comm").read_text().strip()
         return found
 
-    def open_socket(self, kind: socket.SocketKind) -> socket.socket:
+    def open_socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
         """An IPv4 socket in here. It stays here; the calling thread comes back. Raises LabError."""
         libc = ctypes.CDLL(None, use_errno=True)  # os.setns is there from Python 3.12 on
 
