@@ -156,6 +156,7 @@ def test_a_lab_of_another_cache_directory_is_left_alone(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(namespace, "RUN", tmp_path / "run")
     monkeypatch.setattr(Namespace, "processes", lambda _self: {1: "libvirtd"})
+    monkeypatch.setattr(NamespaceLab, "_network", lambda _self: pytest.fail("it touched the other one's network"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "cache").symlink_to("/elsewhere")
     with pytest.raises(LabError, match="another cache directory, /elsewhere") as caught:
