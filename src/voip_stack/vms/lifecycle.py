@@ -120,7 +120,7 @@ def create(machines: Sequence[Machine], progress: Progress | None = None, recrea
 
 
 def _hardware(made: dict[str, Image]) -> host.Hardware:
-    image = next(iter(made.values()), None) or (images.list_images() or [None])[0]
+    image = next(iter(made.values()), None) or next(iter(images.list_images()), None)
     if image is None:
         image = images.ensure(images.PLAIN)
     return host.hardware(str(image.kernel), str(image.initrd))
