@@ -1,0 +1,130 @@
+"""A phone outside: registers, calls, answers. SIPp does the SIP and the sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from voip_stack import inventory, settings
+from voip_stack.calls.sipp import Leg
+from voip_stack.errors import InventoryError
+from voip_stack.inventory import Address
+
+# Neither is the other's harmonic, both lie in the telephone band (300 to 3400 Hz), neither is a DTMF frequency.
+TONES_HZ = (440, 1020, 1570)
+
+
+def proxy_address() -> Address:
+    """Where phones outside find the SIP proxy. Raises InventoryError."""
+    for machine in inventory.load().group("sip"):
+        if machine.external:
+            return machine.external
+    raise InventoryError(
+        "no machine of the group sip has an external_address", "add one in ansible/inventory/hosts.yml"
+    )
+
+
+def traces() -> Path:
+    """Where runs leave their traces unless told otherwise."""
+    return settings.load().cache_dir / "logs" / "calls"
+
+
+@dataclass(frozen=True)
+class Phone:
+    """A SIP account and where its phone is. One scenario at a time runs on it: its ports are its own.
+
+    `login` is the user of the digest where that is not the number; `tone_hz` is what it says into a call;
+    SIPp's traces of each scenario go to a directory in `traces`.
+    """
+
+    number: str
+    password: str = field(repr=False)
+    address: Address
+    tone_hz: int = TONES_HZ[0]
+    login: str = ""
+    traces: Path = field(default_factory=traces)
+    proxy: Address = field(default_factory=proxy_address)
+    sip_port: int = 5060
+    media_port: int = 6000
+
+    def register(self, expires: int = 600) -> None:
+        """Bind the number to this phone for `expires` seconds. Raises Refused, CallError."""
+        self._run("register", "registered", keys={"expires": expires}, lifetime=70).finish()
+
+    def unregister(self) -> None:
+        """Remove this phone's binding. Raises Refused, CallError."""
+        self.register(expires=0)
+
+    def call(self, to: str, seconds: float = 10) -> Leg:
+        """Call `to` (a number, or user@domain) and hang up `seconds` after the answer, unless the far end does before.
+
+        Events: ringing, answered. The leg's finish() raises Refused when the call is not answered.
+        """
+        return self._run("uac_call", "answered", to=to, talk=seconds, lifetime=130 + seconds)
+
+    def dial(self, to: str, digits: str, seconds: float = 10) -> Leg:
+        """Like call(), without a tone, sending `digits` as RFC 4733 events 1.5 s after the answer."""
+        return self._run("uac_dtmf", "answered", to=to, digits=digits, talk=seconds, lifetime=135 + seconds)
+
+    def hold(self, to: str, seconds: float = 4) -> Leg:
+        """Call `to`, talk, hold, talk for `seconds` each, hang up. Events: answered, held, resumed."""
+        return self._run("uac_hold", "resumed", to=to, phase=seconds, lifetime=160 + 3 * seconds)
+
+    def cancel(self, to: str, seconds: float = 1) -> Leg:
+        """Call `to` and give up `seconds` after its first ring. Events: ringing, cancelled."""
+        return self._run("uac_cancel", "cancelled", to=to, phase=seconds, lifetime=130 + seconds)
+
+    def answer(self, ring: float = 1, seconds: float = 3600) -> Leg:
+        """Answer the next call after `ring` seconds; hang up `seconds` after that, unless the caller does before.
+
+        Events: ringing, answered, held. Returns when the phone listens.
+        """
+        return self._listen("uas_answer", "answered", phase=ring, talk=seconds, lifetime=240 + ring + seconds)
+
+    def busy(self) -> Leg:
+        """Answer the next call with 486 Busy Here. Event: refused."""
+        return self._listen("uas_busy", "refused", lifetime=120)
+
+    def ring(self) -> Leg:
+        """Ring at the next call and never answer. Events: ringing, cancelled."""
+        return self._listen("uas_ring", "cancelled", lifetime=240)
+
+    def _listen(self, scenario: str, goal: str, phase: float = 0, talk: float = 0, lifetime: float = 0) -> Leg:
+        leg = self._run(scenario, goal, phase=phase, talk=talk, lifetime=lifetime)
+        try:
+            leg.wait_until_listening()
+        except BaseException:
+            leg.stop()
+            raise
+        return leg
+
+    def _run(
+        self,
+        scenario: str,
+        goal: str,
+        *,
+        lifetime: float,
+        to: str = "",
+        digits: str = "",
+        phase: float = 0,
+        talk: float = 0,
+        keys: dict[str, object] | None = None,
+    ) -> Leg:
+        domain = inventory.load().domain
+        credentials = f"[authentication username={self.login or self.number} password={self.password}]"
+        return Leg(
+            self.number,
+            scenario,
+            goal,
+            proxy=self.proxy,
+            address=self.address,
+            sip_port=self.sip_port,
+            media_port=self.media_port,
+            fields=[self.number, credentials, to if "@" in to else f"{to}@{domain}", digits],
+            traces=self.traces,
+            keys={"domain": domain, **(keys or {})},
+            phase=phase,
+            talk=talk,
+            tone_hz=self.tone_hz,
+            lifetime=lifetime,
+        )

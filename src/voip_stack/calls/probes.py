@@ -1,0 +1,215 @@
+"""What the machines themselves say about a call: forwarding in the kernel, what is left of it, its record."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from voip_stack import inventory, lab, vms
+from voip_stack.calls.sipp import Leg
+from voip_stack.deadline import Deadline
+from voip_stack.errors import CallError, InventoryError
+
+_SSH_TIMEOUT = 60
+_EVERY = 0.5
+
+
+def _ssh(machine: str, script: str) -> str:
+    """What `script` prints on `machine`, run by sh as root. Raises CallError when ssh does not answer."""
+    argv = vms.ssh_argv(machine, "sudo", "sh", "-c", script)
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_SSH_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise CallError(f"{machine}: no answer by ssh within {_SSH_TIMEOUT} s", "./voip vms.status") from None
+    if done.returncode == 255:
+        raise CallError(f"{machine} can't be reached by ssh", "./voip vms.status", done.stderr)
+    return done.stdout + done.stderr
+
+
+def the(group: str) -> str:
+    """The machine of `group` on which our calls go. Raises InventoryError."""
+    machines = inventory.load().group(group)
+    if not machines:
+        raise InventoryError(f"no machine is in the group {group}", "add one in ansible/inventory/hosts.yml")
+    return machines[0].name
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """RTPEngine's counters at a moment of the monotonic clock (seconds)."""
+
+    at: float
+    sessions: int
+    kernel_streams: int
+    kernel_packets: int
+    userspace_packets: int
+
+
+def parse_metrics(text: str, at: float = 0.0) -> Metrics:
+    """Metrics from RTPEngine's Prometheus page. Raises CallError when one that we need is not on it."""
+
+    def value(name: str, kind: str) -> int:
+        found = re.search(rf'^rtpengine_{name}\{{type="{kind}"\}} (\d+)', text, re.MULTILINE)
+        if not found:
+            raise CallError(f"RTPEngine's metrics lack {name} of the type {kind}")
+        return int(found.group(1))
+
+    return Metrics(
+        at,
+        value("sessions", "own"),
+        value("mediastreams", "kernel"),
+        value("packets_total", "kernel"),
+        value("packets_total", "userspace"),
+    )
+
+
+def metrics() -> Metrics:
+    """RTPEngine's counters now. Raises CallError when it does not answer."""
+    machine = inventory.load().machine(the("media"))
+    service = next(s for s in inventory.load().services_of(machine, "internal") if s.name == "rtpengine-http")
+    connection = http.client.HTTPConnection(str(machine.internal), service.ports[0])
+    try:
+        connection.sock = lab.current().connect(connection.host, connection.port, timeout=10)
+        connection.request("GET", "/metrics")
+        return parse_metrics(connection.getresponse().read().decode(), time.monotonic())
+    except (OSError, http.client.HTTPException) as error:
+        raise CallError(
+            f"{machine.name}: RTPEngine's metrics do not answer: {error}", "./voip provision --tags rtpengine"
+        ) from None
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Forwarding:
+    """How media was forwarded during a call. Rates in packets per second, over the last seconds of the call."""
+
+    streams: int  # forwarded by the kernel alone, at best
+    kernel_rate: float
+    userspace_rate: float
+    targets: int  # entries of the kernel module's table that packets went through
+    rule: bool  # RTPEngine's nftables rule is in place
+
+    def __str__(self) -> str:
+        return (
+            f"{self.streams} streams and {self.kernel_rate:.0f} packets/s in the kernel ({self.targets} targets, "
+            f"nftables rule {'present' if self.rule else 'missing'}), {self.userspace_rate:.0f} packets/s in user space"
+        )
+
+    def fault(self, streams: int, packet_rate: float) -> str | None:
+        """What contradicts `streams` RTP streams of `packet_rate` each in the kernel; None when nothing does."""
+        wanted = streams * packet_rate
+        good = (
+            self.streams >= streams
+            and self.kernel_rate >= 0.75 * wanted
+            and self.userspace_rate <= 0.1 * wanted
+            and self.targets >= streams
+            and self.rule
+        )
+        expected = f"{streams} streams and {wanted:.0f} packets/s in the kernel were expected"
+        return None if good else f"media is not forwarded in the kernel: {self}; {expected}"
+
+
+_MODULE = """
+cat /proc/rtpengine/[0-9]*/list 2>/dev/null
+rtpengine --config-file=/etc/rtpengine/rtpengine.conf --nftables-status >/dev/null 2>&1 && echo 'nftables rule: yes'
+"""
+
+
+def watch(leg: Leg, module_after: float, window: float = 5.0) -> Forwarding:
+    """Watch RTPEngine until `leg` has ended; rates are those of the last `window` seconds.
+
+    The kernel module's table is read `module_after` seconds from now. Raises CallError when media-1 does not answer.
+    """
+    start = Deadline(module_after)
+    samples: list[Metrics] = []
+    module: concurrent.futures.Future[str] | None = None
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        while leg.returncode is None:
+            samples.append(metrics())
+            if module is None and start.is_due:
+                module = pool.submit(_ssh, the("media"), _MODULE)
+            time.sleep(_EVERY)
+    return forwarding(samples, module.result() if module else "", window)
+
+
+def forwarding(samples: Sequence[Metrics], module: str, window: float) -> Forwarding:
+    """Forwarding from samples of a call (the last `window` seconds for the rates) and from what the module lists."""
+    end = samples[-1] if samples else Metrics(0, 0, 0, 0, 0)
+    recent = [s for s in samples if s.at >= end.at - window] or [end]
+    seconds = max(end.at - recent[0].at, 0.001)
+    return Forwarding(
+        streams=max((s.kernel_streams for s in samples), default=0),
+        kernel_rate=(end.kernel_packets - recent[0].kernel_packets) / seconds,
+        userspace_rate=(end.userspace_packets - recent[0].userspace_packets) / seconds,
+        targets=len([n for n in re.findall(r"^\s+stats: .*?(\d+) packets", module, re.MULTILINE) if int(n) > 0]),
+        rule="nftables rule: yes" in module,
+    )
+
+
+@dataclass(frozen=True)
+class Cdr:
+    """A call detail record; times in seconds."""
+
+    source: str
+    destination: str
+    disposition: str
+    duration: int
+    billsec: int
+
+
+def cdrs(source: str, destination: str) -> list[Cdr]:
+    """The records of calls between two numbers, the oldest first. Raises CallError without the database."""
+    query = (
+        "SELECT src, dst, disposition, duration, billsec FROM cdr "  # noqa: S608  # the numbers are our own
+        f"WHERE src = '{source}' AND dst = '{destination}' ORDER BY start"
+    )
+    machine = the("infra")
+    text = _ssh(machine, f"cd / && runuser -u postgres -- psql -XAtq -F '|' -d cdr -c \"{query}\"")
+    if "ERROR" in text or "error:" in text:
+        raise CallError(f"{machine}: the CDRs can't be read", "./voip provision --tags postgresql", text)
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 4]
+    return [Cdr(s, d, disposition, int(duration), int(billsec)) for s, d, disposition, duration, billsec in rows]
+
+
+def leftovers() -> dict[str, str]:
+    """What is left of calls, by machine: empty when nothing is."""
+
+    def dialogs() -> str:
+        text = _ssh(the("sip"), "kamcmd dlg.stats_active")
+        found = re.search(r"\ball: (\d+)", text)
+        return "" if found and found.group(1) == "0" else f"dialogs: {' '.join(text.split())}"
+
+    def sessions() -> str:
+        count = metrics().sessions
+        return f"{count} RTPEngine sessions" if count else ""
+
+    def channels() -> str:
+        text = _ssh(the("pbx"), "asterisk -rx 'core show channels count'")
+        found = re.search(r"(\d+) active channels?", text)
+        return "" if found and found.group(1) == "0" else " ".join(text.split())
+
+    probes = {the("sip"): dialogs, the("media"): sessions, the("pbx"): channels}
+    with concurrent.futures.ThreadPoolExecutor(len(probes)) as pool:
+        answers = dict(zip(probes, pool.map(lambda probe: probe(), probes.values()), strict=True))
+    return {machine: rest for machine, rest in answers.items() if rest}
+
+
+def released(timeout: float = 15) -> dict[str, str]:
+    """What is still left of calls after `timeout` seconds at most."""
+    rest: dict[str, str] = {}
+
+    def nothing() -> bool:
+        nonlocal rest
+        rest = leftovers()
+        return not rest
+
+    Deadline(timeout).wait(nothing, every=1)
+    return rest

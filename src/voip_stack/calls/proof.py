@@ -1,0 +1,291 @@
+"""The proof that the stack carries calls: one real call, measured at every place that can tell of it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from voip_stack import inventory, settings, ui, vms
+from voip_stack.calls import audio, ladder, probes
+from voip_stack.calls.capture import PCMA, Capture, Recording, Sip
+from voip_stack.calls.phone import TONES_HZ, Phone, traces
+from voip_stack.deadline import Deadline
+from voip_stack.errors import CallError
+
+CALLER, CALLEE = "2998", "2999"
+SECONDS = 12.0  # of talk: the kernel takes over after about 3, and its counters want some more
+_RING = 1.0
+_PACKET_RATE = audio.RATE / audio.PACKET
+_STREAMS = 4  # two RTPEngine sessions (phone and PBX, PBX and phone), two directions each
+_KEPT = 10  # directories of earlier runs
+_TONE_TOLERANCE_HZ, _LEVEL_TOLERANCE_DB = 5, 3
+_BILLSEC_TOLERANCE = 2.0  # whole seconds, and the PBX sees answer and end a little apart from the phone
+_MODULE_AFTER = 6.0  # seconds into the call
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What one phone said and the other heard. Frequencies in Hz, levels in dBm0, jitter in ms."""
+
+    name: str
+    sent_hz: int
+    heard_hz: float
+    level_dbm0: float
+    share: float  # of the time in which the tone was heard
+    sent: int  # packets by the phone that speaks
+    received: int  # by the phone that hears
+    lost: int  # between RTPEngine and the phone that hears, by sequence numbers
+    jitter_ms: float
+
+    def fault(self) -> str | None:
+        """What is wrong with it; None when all is well."""
+        if not self.sent:
+            return f"{self.name}: the phone sent no sound"
+        if not self.received:
+            return f"{self.name}: {self.sent} packets were sent, none arrived"
+        if abs(self.heard_hz - self.sent_hz) > _TONE_TOLERANCE_HZ or self.share < 0.8:
+            heard = f"{self.heard_hz:.1f} Hz, {self.share:.0%} of the time"
+            return f"{self.name}: {self.sent_hz} Hz were sent, heard was {heard}"
+        if abs(self.level_dbm0 - audio.SEND_DBM0) > _LEVEL_TOLERANCE_DB:
+            return f"{self.name}: sent at {audio.SEND_DBM0:.1f} dBm0, heard at {self.level_dbm0:.1f} dBm0"
+        if self.received < 0.95 * self.sent:
+            return f"{self.name}: only {self.received} of {self.sent} packets arrived"
+        return None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A call that was proven. Times in seconds; `capture` is the pcapng file."""
+
+    caller: str
+    callee: str
+    setup: float
+    duration: float
+    directions: tuple[Direction, ...]
+    forwarding: probes.Forwarding
+    left: dict[str, str]  # what BYE did not release, by machine
+    records: tuple[probes.Cdr, ...]
+    ladder: str
+    capture: Path
+
+
+def columns(caller: Phone, callee: Phone) -> dict[str, str]:
+    """The ladder's columns: address to name."""
+    machines = [*inventory.load().group("sip"), *inventory.load().group("pbx")]
+    names = {str(address): machine.name for machine in machines for address in machine.addresses.values()}
+    return {str(caller.address): "phone A", **names, str(callee.address): "phone B"}
+
+
+def verify() -> Result:
+    """Let one phone outside call another through proxy, PBX and RTPEngine, and check everything there is to check.
+
+    Raises VmError and HostError before the call, CallError with the ladder when something about it is wrong.
+    """
+    stack = inventory.load()
+    vms.require_running(list(stack.machines.values()))
+    directory = _directory()
+    tones = zip((CALLER, CALLEE), stack.phones, TONES_HZ, strict=False)
+    caller, callee = (Phone(n, _account(n), address, tone_hz=hz, traces=directory) for n, address, hz in tones)
+    with Capture(directory / "call.pcapng") as capture:
+        try:
+            before = len(probes.cdrs(CALLER, CALLEE))
+            with _registered(caller, callee):
+                forwarding = _call(caller, callee)
+            left = probes.released()
+            records = _records(before)
+        except CallError as error:
+            capture.stop()
+            recording = capture.recording()
+            drawn = draw(recording, caller, callee)
+            message = ladder.blame(recording, columns(caller, callee)) or error.message
+            raise CallError(message, _hint(capture.file, error.hint), f"{drawn}\n\n{error.details}") from error
+    recording = capture.recording()
+    result = measure(recording, caller, callee, forwarding, left, records, capture.file)
+    wrong = faults(result)
+    if blamed := ladder.blame(recording, columns(caller, callee)):
+        wrong.insert(0, blamed)
+    if wrong:
+        others = "".join(f"\nalso: {fault}" for fault in wrong[1:])
+        raise CallError(wrong[0], _hint(capture.file), report(result) + others)
+    return result
+
+
+def measure(
+    recording: Recording,
+    caller: Phone,
+    callee: Phone,
+    forwarding: probes.Forwarding,
+    left: dict[str, str],
+    records: list[probes.Cdr],
+    capture: Path,
+) -> Result:
+    """What a recorded call measures."""
+    phone = str(caller.address)
+    invite = _first(recording, lambda m: m.method == "INVITE" and m.source == phone)
+    answer = _first(recording, lambda m: m.method == "INVITE" and m.status == 200 and m.destination == phone)
+    bye = _first(recording, lambda m: m.method == "BYE" and m.status is None)
+    return Result(
+        caller=caller.number,
+        callee=callee.number,
+        setup=answer - invite,
+        duration=bye - answer,
+        directions=(
+            _direction("phone A -> phone B", caller, callee, recording),
+            _direction("phone B -> phone A", callee, caller, recording),
+        ),
+        forwarding=forwarding,
+        left=left,
+        records=tuple(records),
+        ladder=draw(recording, caller, callee),
+        capture=capture,
+    )
+
+
+def faults(result: Result) -> list[str]:
+    """What is wrong with a call, each with the leg or machine it is wrong at; empty when all is well."""
+    found = [d.fault() for d in result.directions]
+    found.append(result.forwarding.fault(_STREAMS, _PACKET_RATE))
+    found += [f"{machine}: not released after BYE: {what}" for machine, what in result.left.items()]
+    pbx = probes.the("pbx")
+    if len(result.records) != 1:
+        found.append(f"{pbx}: {len(result.records)} CDRs of this call in the database, not 1")
+    for record in result.records[:1]:
+        if record.disposition != "ANSWERED" or abs(record.billsec - result.duration) > _BILLSEC_TOLERANCE:
+            what = f"{record.disposition}, {record.billsec} s"
+            found.append(f"{pbx}: the CDR says {what}; the call was answered for {result.duration:.1f} s")
+    return [fault for fault in found if fault]
+
+
+def draw(recording: Recording, caller: Phone, callee: Phone) -> str:
+    """The call as a ladder, with a line where each phone hears its first packet."""
+    notes = []
+    for speaker, listener, way in ((caller, callee, "phone A to phone B"), (callee, caller, "phone B to phone A")):
+        packets = [p for s in recording.streams_to(listener.address) for p in s.packets if p.payload_type == PCMA]
+        if packets:
+            text = f"media, {way}: {speaker.tone_hz} Hz, {len(packets)} packets"
+            notes.append((min(p.time for p in packets), text))
+    return ladder.draw(recording, columns(caller, callee), notes)
+
+
+def report(result: Result) -> str:
+    """The ladder and the measurements, as a person reads them."""
+    width = max(len(d.name) for d in result.directions)
+    head = f"{'':{width}}  tone Hz  heard Hz  level dBm0  heard   sent  received  lost  jitter ms"
+    rows = [
+        f"{d.name:{width}}  {d.sent_hz:7}  {d.heard_hz:8.1f}  {d.level_dbm0:10.1f}  {d.share:5.0%}  {d.sent:5}  "
+        f"{d.received:8}  {d.lost:4}  {d.jitter_ms:9.1f}"
+        for d in result.directions
+    ]
+    cdr = ", ".join(f"{r.disposition} {r.source} to {r.destination}, {r.billsec} s" for r in result.records) or "none"
+    left = "; ".join(f"{machine}: {what}" for machine, what in result.left.items())
+    lines = {
+        "call": f"{result.caller} to {result.callee}: set up in {result.setup:.2f} s, {result.duration:.1f} s long",
+        "media": str(result.forwarding),
+        "CDR": cdr,
+        "after BYE": f"left over: {left}" if left else "no dialog, no RTPEngine session, no channel",
+    }
+    facts = [f"{name:<10} {text}" for name, text in lines.items()]
+    return "\n".join([result.ladder, "", head, *rows, "", *facts])
+
+
+def show(result: Result) -> None:
+    """Print a proven call."""
+    ui.say(report(result))
+    ui.say(f"capture    {result.capture}")
+
+
+@contextlib.contextmanager
+def _registered(*phones: Phone) -> Iterator[None]:
+    """The phones registered, and unregistered at the end, whatever happened."""
+    with concurrent.futures.ThreadPoolExecutor(len(phones)) as pool:
+        for done in [pool.submit(phone.register) for phone in phones]:
+            done.result()
+        try:
+            yield
+        except BaseException:
+            # What went wrong before matters more than what goes wrong now.
+            for done in [pool.submit(phone.unregister) for phone in phones]:
+                done.exception()
+            raise
+        for done in [pool.submit(phone.unregister) for phone in phones]:
+            done.result()
+
+
+def _call(caller: Phone, callee: Phone) -> probes.Forwarding:
+    with callee.answer(ring=_RING) as far, caller.call(callee.number, SECONDS) as near:
+        near.wait_for("answered")
+        forwarding = probes.watch(near, _MODULE_AFTER)
+        near.finish()
+        far.finish()
+    return forwarding
+
+
+def _records(before: int) -> list[probes.Cdr]:
+    """The records that came to the `before` that were there; the PBX writes them when the call has ended."""
+    found: list[probes.Cdr] = []
+
+    def written() -> bool:
+        nonlocal found
+        found = probes.cdrs(CALLER, CALLEE)[before:]
+        return bool(found)
+
+    Deadline(10).wait(written, every=1)
+    return found
+
+
+def _first(recording: Recording, wanted: Callable[[Sip], bool]) -> float:
+    """The time of the first message that is `wanted`, in seconds since 1970; 0 when there is none."""
+    return next((m.time for m in recording.messages if wanted(m)), 0.0)
+
+
+def _direction(name: str, speaker: Phone, listener: Phone, recording: Recording) -> Direction:
+    streams = recording.streams_to(listener.address)
+    tone = audio.measure(recording.heard(listener.address))
+    return Direction(
+        name=name,
+        sent_hz=speaker.tone_hz,
+        heard_hz=tone.tone_hz,
+        level_dbm0=tone.level_dbm0,
+        share=tone.share,
+        sent=sum(len(s.packets) for s in recording.streams_from(speaker.address)),
+        received=sum(len(s.packets) for s in streams),
+        lost=sum(s.lost for s in streams),
+        jitter_ms=max((s.jitter_ms for s in streams), default=0.0),
+    )
+
+
+def _account(number: str) -> str:
+    """The password of a test subscriber, who exists after this."""
+    from voip_stack import subscribers  # noqa: PLC0415
+
+    file = settings.load().secrets_dir / f"phone_{number}"
+    known = any(subscriber.number == number for subscriber in subscribers.list_())
+    if known and file.exists():
+        return file.read_text().strip()
+    password = file.read_text().strip() if file.exists() else secrets.token_urlsafe(24)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.touch(mode=0o600)
+        file.write_text(password + "\n")
+    (subscribers.passwd if known else subscribers.add)(number, password)
+    return password
+
+
+def _directory() -> Path:
+    """A new directory for this run's capture and traces; the last runs are kept."""
+    runs = sorted(traces().glob("verify-*"))
+    for old in runs[: -(_KEPT - 1)]:
+        shutil.rmtree(old)
+    directory = traces() / time.strftime("verify-%Y%m%d-%H%M%S")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _hint(capture: Path, first: str = "") -> str:
+    return "\n".join(filter(None, [first, f"all packets: wireshark {capture}"]))

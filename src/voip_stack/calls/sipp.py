@@ -1,0 +1,215 @@
+"""One run of SIPp as a phone outside: a scenario, what it saw, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from voip_stack import inventory, lab
+from voip_stack.calls import audio
+from voip_stack.calls.sip import Message, Traced, parse_trace
+from voip_stack.deadline import Deadline
+from voip_stack.errors import CallError, HostError
+from voip_stack.inventory import Address
+
+SCENARIOS = Path(__file__).with_name("scenarios")
+_GRACE = 30  # seconds that SIPp has for what comes before and after the phases whose length we choose
+_DEFAULT_PATIENCE = 75.0  # longer than an INVITE may ring (60 s in the scenarios)
+
+
+class Refused(CallError):  # noqa: N818  # it says what happened; a test may well want it
+    """The far end answered with a final response that is no success; `response` is that message, `status` its code."""
+
+    def __init__(self, message: str, response: Message) -> None:
+        super().__init__(message)
+        self.response = response
+        self.status = response.status or 0
+
+
+class Leg:
+    """A scenario that runs. Leave it as a context manager, or call finish() or stop(): then nothing is left of it.
+
+    Events are the scenario's own log lines: registered, ringing, answered, held, resumed, cancelled, refused.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        scenario: str,
+        goal: str,
+        *,
+        proxy: Address | str,
+        address: Address | str,
+        sip_port: int,
+        media_port: int,
+        fields: Sequence[str],
+        traces: Path,
+        keys: Mapping[str, object],
+        phase: float = 0.0,
+        talk: float = 0.0,
+        tone_hz: int,
+        lifetime: float,
+    ) -> None:
+        """Start SIPp. `phase` and `talk` are the scenario's pauses and its talk (-d, -recv_timeout), in seconds.
+
+        Raises HostError when SIPp is not installed, CallError when it does not start.
+        """
+        if not shutil.which("sipp"):
+            raise HostError("sipp is missing", "./voip doctor --fix")
+        self.who, self.scenario, self.goal, self.proxy = who, scenario, goal, str(proxy)
+        traces.mkdir(parents=True, exist_ok=True)
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{time.strftime('%H%M%S')}-{who}-{scenario}-", dir=traces))
+        (self.directory / "tone.al").write_bytes(audio.tone(tone_hz))
+        # Credentials go by file, not by argument: any user of the computer sees arguments.
+        (self.directory / "fields.csv").write_text("SEQUENTIAL\n" + ";".join(fields) + "\n")
+        argv = ["sipp", f"{proxy}:5060", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-inf", "fields.csv", "-m", "1"]
+        argv += [
+            "-i",
+            str(address),
+            "-p",
+            str(sip_port),
+            "-mi",
+            str(address),
+            "-mp",
+            str(media_port),
+            "-aa",
+            "-nostdin",
+        ]
+        argv += ["-trace_msg", "-message_file", "messages.log", "-trace_err", "-error_file", "errors.log"]
+        argv += ["-trace_logs", "-log_file", "events.log", "-timeout", f"{int(lifetime + _GRACE)}", "-timeout_error"]
+        argv += ["-d", str(int(phase * 1000)), "-recv_timeout", str(max(1, int(talk * 1000)))]
+        argv += [word for key, value in keys.items() for word in ("-key", key, str(value))]
+        self._deadline = Deadline(lifetime + _GRACE + 5)
+        self._local = (str(address), sip_port)
+        with (self.directory / "screen.log").open("wb") as screen:
+            self._process = subprocess.Popen(
+                lab.current().outside(*argv),
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=screen,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def returncode(self) -> int | None:
+        """SIPp's exit code: 0 success, 1 a call failed, 97 and more errors (sipp -h). None while it runs."""
+        return self._process.poll()
+
+    @property
+    def events(self) -> list[str]:
+        return self._read("events.log").splitlines()
+
+    @property
+    def messages(self) -> list[Traced]:
+        return parse_trace(self._read("messages.log"))
+
+    @property
+    def response(self) -> Message | None:
+        """The last response to the request that the scenario is about: its final one, if any came."""
+        if not self.messages:
+            return None
+        method = self.messages[0].message.method
+        received = [m.message for m in self.messages if not m.sent and m.message.status is not None]
+        return next((m for m in reversed(received) if m.method == method), None)
+
+    def _read(self, name: str) -> str:
+        path = self.directory / name
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_for(self, event: str, timeout: float = _DEFAULT_PATIENCE) -> None:
+        """Return once the scenario has logged `event`.
+
+        Raises Refused or CallError when it ends without, or `timeout` seconds are over.
+        """
+        if not Deadline(timeout).wait(lambda: event in self.events or self.returncode is not None, every=0.05):
+            raise CallError(f"{self.who}: not {event} within {timeout:.0f} s", "", self._evidence())
+        if event not in self.events:
+            raise self._failure(event)
+
+    def wait_until_listening(self, timeout: float = 10) -> None:
+        """Return once SIPp has its SIP socket, so that a call can come. Raises CallError."""
+        address, port = self._local
+        needle = f"{bytes(reversed(Address(address).packed)).hex().upper()}:{port:04X}"
+
+        def listens() -> bool:
+            # Below sudo the process is a child in the phones' namespace: ask there.
+            shown = subprocess.run(
+                lab.current().outside("cat", "/proc/net/udp"), capture_output=True, text=True, timeout=10, check=False
+            )
+            return needle in shown.stdout or self.returncode is not None
+
+        if not Deadline(timeout).wait(listens, every=0.05) or self.returncode is not None:
+            raise self._failure("listening")
+
+    def finish(self, timeout: float | None = None) -> None:
+        """Wait for the scenario's end. Raises Refused or CallError when it did not come to what it is for."""
+        try:
+            self._process.wait(self._deadline.left if timeout is None else timeout)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            raise CallError(f"{self.who}: {self.scenario} did not end in time", "", self._evidence()) from None
+        self.stop()
+        if self.goal not in self.events or self.returncode != 0:
+            raise self._failure(self.goal)
+
+    def stop(self) -> None:
+        """End SIPp if it still runs."""
+        if self._process.poll() is None:
+            try:
+                self._process.terminate()
+            except PermissionError:  # it is below sudo
+                subprocess.run(lab.current().outside("kill", str(self._process.pid)), timeout=10, check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait(5)
+        # The only file with a password in it.
+        (self.directory / "fields.csv").unlink(missing_ok=True)
+
+    def _failure(self, event: str) -> CallError:
+        """Why the scenario did not come to `event`."""
+        first = self.messages[0] if self.messages else None
+        if first is None or not first.sent:
+            what = "no INVITE came" if first is None and self.scenario.startswith("uas") else f"not {event}"
+            return CallError(f"{self.who}: {what}", "", self._evidence())
+        method, response = first.message.method, self.response
+        if response is None or response.status is None:
+            return CallError(f"{self.who} -> {self._far}: no answer to {method}", "", self._evidence())
+        if response.status < 200:
+            return CallError(
+                f"{self.who} -> {self._far}: {method} got only {response.reason}, no final answer", "", self._evidence()
+            )
+        if response.status >= 300:
+            return Refused(f"{self.who} -> {self._far}: {response.reason} to {method}", response)
+        return CallError(f"{self.who}: {self.scenario} failed after {response.reason}", "", self._evidence())
+
+    @property
+    def _far(self) -> str:
+        stack = inventory.load()
+        return next(
+            (m.name for m in stack.machines.values() if self.proxy in map(str, m.addresses.values())), self.proxy
+        )
+
+    def _evidence(self) -> str:
+        """SIPp's errors and the trace's end."""
+        errors = [line[:200] for line in self._read("errors.log").splitlines()[-5:]]
+        screen = [] if errors or self.messages else self._read("screen.log").splitlines()[-5:]
+        flow = [f"  {'->' if m.sent else '<-'} {m.message.start_line}" for m in self.messages[-12:]]
+        return "\n".join([f"--- {self.who}, {self.scenario} ({self.directory})", *flow, *errors, *screen])

@@ -1,0 +1,18 @@
+"""Real calls by phones outside."""
+
+from dataclasses import asdict
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from voip_stack import calls, ui
+
+
+@task(help={"json": "print JSON"})
+def verify(_c: Context, json: bool = False) -> None:
+    """Prove the stack with a call: registration, audio both ways, forwarding in the kernel, release, CDR."""
+    result = calls.verify()
+    if json:
+        ui.as_json(asdict(result))
+    else:
+        calls.show(result)
