@@ -98,10 +98,9 @@ class Forwarding:
     rule: bool  # RTPEngine's nftables rule is in place
 
     def __str__(self) -> str:
-        return (
-            f"{self.streams} streams and {self.kernel_rate:.0f} packets/s in the kernel ({self.targets} targets, "
-            f"nftables rule {'present' if self.rule else 'missing'}), {self.userspace_rate:.0f} packets/s in user space"
-        )
+        rule = "nftables rule" if self.rule else "no nftables rule"
+        kernel = f"{self.streams} streams, {self.kernel_rate:.0f} packets/s, {self.targets} targets, {rule}"
+        return f"kernel: {kernel}; user space: {self.userspace_rate:.0f} packets/s"
 
     def fault(self, streams: int, packet_rate: float) -> str | None:
         """What contradicts `streams` RTP streams of `packet_rate` each in the kernel; None when nothing does."""
@@ -113,8 +112,8 @@ class Forwarding:
             and self.targets >= streams
             and self.rule
         )
-        expected = f"{streams} streams and {wanted:.0f} packets/s in the kernel were expected"
-        return None if good else f"media is not forwarded in the kernel: {self}; {expected}"
+        expected = f"{streams} streams and {wanted:.0f} packets/s belong into the kernel"
+        return None if good else f"media is not forwarded in the kernel ({expected}): {self}"
 
 
 _MODULE = """
