@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voip_stack import inventory, packages, paths, settings, vms
+from voip_stack import inventory, lab, packages, paths, settings, vms
 from voip_stack.errors import ProvisionError
 
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
@@ -81,7 +81,7 @@ def run(
     _check(limit, [t for t in f"{only_tags},{skip_tags}".split(",") if t])
     machines = inventory.load().select([n for n in limit.split(",") if n])
     vms.require_running(machines)
-    packages.proxy.start()
+    packages.proxy.start(lab.current().package_addresses)
     for name in packages.RECIPES:
         if any(c.enabled and c.role == name for c in inventory.load().components.values()):
             packages.ensure(name)

@@ -22,8 +22,8 @@ def up(_c: Context) -> None:
     with steps.step("doctor"):
         doctor.require(fix=True)
     with steps.step("lab"):
-        packages.proxy.start()
         lab.current().up()
+        packages.proxy.start(lab.current().package_addresses)
     with steps.step("images"):
         # A machine that exists keeps its disk, even when the roles have changed since: provisioning brings them to it.
         missing = [m.name for m in machines if m.name not in vms.existing()]
