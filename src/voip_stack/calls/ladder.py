@@ -34,8 +34,8 @@ def draw(recording: Recording, columns: Mapping[str, str], notes: Sequence[tuple
 
 
 def visible(messages: Sequence[Sip]) -> list[Sip]:
-    """The messages that belong to calls and registrations: not the OPTIONS by which servers watch one another."""
-    return [m for m in messages if m.method != "OPTIONS"]
+    """The messages that belong to calls and registrations, not what goes on beside them (keepalive, message waiting)."""
+    return [m for m in messages if m.method not in ("OPTIONS", "NOTIFY")]
 
 
 def _heading(headings: Sequence[str], place: Mapping[str, int]) -> str:

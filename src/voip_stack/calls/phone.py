@@ -33,8 +33,8 @@ def traces() -> Path:
 class Phone:
     """A SIP account and where its phone is. One scenario at a time runs on it: its ports are its own.
 
-    `login` is the user of the digest where that is not the number; `tone_hz` is what it says into a call;
-    SIPp's traces of each scenario go to a directory in `traces`.
+    `login` is the user of the digest where that is not the number; `tone_hz` is what it says into a call; `name` stands
+    for it in messages; SIPp's traces of each scenario go to a directory in `traces`.
     """
 
     number: str
@@ -42,6 +42,7 @@ class Phone:
     address: Address
     tone_hz: int = TONES_HZ[0]
     login: str = ""
+    name: str = ""
     traces: Path = field(default_factory=traces)
     proxy: Address = field(default_factory=proxy_address)
     sip_port: int = 5060
@@ -74,7 +75,7 @@ class Phone:
         """Call `to` and give up `seconds` after its first ring. Events: ringing, cancelled."""
         return self._run("uac_cancel", "cancelled", to=to, phase=seconds, lifetime=130 + seconds)
 
-    def answer(self, ring: float = 1, seconds: float = 3600) -> Leg:
+    def answer(self, ring: float = 1, seconds: float = 300) -> Leg:
         """Answer the next call after `ring` seconds; hang up `seconds` after that, unless the caller does before.
 
         Events: ringing, answered, held. Returns when the phone listens.
@@ -113,7 +114,7 @@ class Phone:
         domain = inventory.load().domain
         credentials = f"[authentication username={self.login or self.number} password={self.password}]"
         return Leg(
-            self.number,
+            self.name or self.number,
             scenario,
             goal,
             proxy=self.proxy,

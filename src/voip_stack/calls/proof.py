@@ -19,6 +19,7 @@ from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
 
 CALLER, CALLEE = "2998", "2999"
+NAMES = ("phone A", "phone B")
 SECONDS = 12.0  # of talk: the kernel takes over after about 3, and its counters want some more
 _RING = 1.0
 _PACKET_RATE = audio.RATE / audio.PACKET
@@ -79,7 +80,7 @@ def columns(caller: Phone, callee: Phone) -> dict[str, str]:
     """The ladder's columns: address to name."""
     machines = [*inventory.load().group("sip"), *inventory.load().group("pbx")]
     names = {str(address): machine.name for machine in machines for address in machine.addresses.values()}
-    return {str(caller.address): "phone A", **names, str(callee.address): "phone B"}
+    return {str(caller.address): NAMES[0], **names, str(callee.address): NAMES[1]}
 
 
 def verify() -> Result:
@@ -90,8 +91,10 @@ def verify() -> Result:
     stack = inventory.load()
     vms.require_running(list(stack.machines.values()))
     directory = _directory()
-    tones = zip((CALLER, CALLEE), stack.phones, TONES_HZ, strict=False)
-    caller, callee = (Phone(n, _account(n), address, tone_hz=hz, traces=directory) for n, address, hz in tones)
+    caller, callee = (
+        Phone(number, _account(number), address, tone_hz=tone, name=name, traces=directory)
+        for number, name, address, tone in zip((CALLER, CALLEE), NAMES, stack.phones, TONES_HZ, strict=False)
+    )
     with Capture(directory / "call.pcapng") as capture:
         try:
             before = len(probes.cdrs(CALLER, CALLEE))

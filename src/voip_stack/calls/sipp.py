@@ -65,7 +65,9 @@ class Leg:
             raise HostError("sipp is missing", "./voip doctor --fix")
         self.who, self.scenario, self.goal, self.proxy = who, scenario, goal, str(proxy)
         traces.mkdir(parents=True, exist_ok=True)
-        self.directory = Path(tempfile.mkdtemp(prefix=f"{time.strftime('%H%M%S')}-{who}-{scenario}-", dir=traces))
+        self.directory = Path(
+            tempfile.mkdtemp(prefix=f"{time.strftime('%H%M%S')}-{who.replace(' ', '-')}-{scenario}-", dir=traces)
+        )
         (self.directory / "tone.al").write_bytes(audio.tone(tone_hz))
         # Credentials go by file, not by argument: any user of the computer sees arguments.
         (self.directory / "fields.csv").write_text("SEQUENTIAL\n" + ";".join(fields) + "\n")
@@ -84,7 +86,8 @@ class Leg:
         ]
         argv += ["-trace_msg", "-message_file", "messages.log", "-trace_err", "-error_file", "errors.log"]
         argv += ["-trace_logs", "-log_file", "events.log", "-timeout", f"{int(lifetime + _GRACE)}", "-timeout_error"]
-        argv += ["-d", str(int(phase * 1000)), "-recv_timeout", str(max(1, int(talk * 1000)))]
+        argv += ["-d", str(int(phase * 1000))]
+        argv += ["-recv_timeout", str(int(talk * 1000))] if talk else []
         argv += [word for key, value in keys.items() for word in ("-key", key, str(value))]
         self._deadline = Deadline(lifetime + _GRACE + 5)
         self._local = (str(address), sip_port)
