@@ -34,7 +34,7 @@ def draw(recording: Recording, columns: Mapping[str, str], notes: Sequence[tuple
 
 
 def visible(messages: Sequence[Sip]) -> list[Sip]:
-    """The messages that belong to calls and registrations, not what goes on beside them (keepalive, message waiting)."""
+    """The messages that belong to calls and registrations, not what goes on beside them (keepalive)."""
     return [m for m in messages if m.method not in ("OPTIONS", "NOTIFY")]
 
 
