@@ -43,6 +43,7 @@ def ssh(stack: inventory.Inventory) -> Ssh:
 @pytest.fixture(scope="session")
 def accounts(stack: inventory.Inventory) -> Iterator[dict[str, str]]:
     """Three subscribers with voicemail boxes, number to password; gone at the end."""
+    assert stack.machines
     for number in NUMBERS:
         if number in {s.number for s in subscribers.list_()}:
             subscribers.remove(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from xml.etree import ElementTree as ET
 from xml.etree import ElementTree
 
 import pytest
@@ -20,7 +21,7 @@ def scan(argv: Callable[..., list[str]], address: str, *options: str) -> set[int
     """The ports of `address` that nmap finds open; `open|filtered` (no answer to UDP) is not open."""
     command = argv("nmap", "-Pn", "-n", "--max-retries", "2", "--min-rate", "3000", "-oX", "-", *options, address)
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
-    root = ElementTree.fromstring(done.stdout)  # noqa: S314  # nmap's own output
+    root = ET.fromstring(done.stdout)  # noqa: S314  # nmap's own output
     assert root.find("host") is not None, f"nmap did not scan {address}"
     return {
         int(port.attrib["portid"])

@@ -22,7 +22,7 @@ TIMEOUTS = {"kvm": 90, "hvf": 90, "tcg": 300}  # seconds from start to ready
 _TRY = 15  # seconds for one ssh; under emulation a login takes one to three
 
 # Accounts are closed until systemd-user-sessions removes /run/nologin; result.json is the last that cloud-init writes;
-# is-system-running --wait returns when the boot's job queue is empty. A failed unit ("degraded") is for provisioning to mend.
+# is-system-running --wait returns when the boot's job queue is empty. A failed unit ("degraded") is provisioning's to mend.
 _SYSTEM_UP = """
 until [ -e /run/cloud-init/result.json ] && [ ! -e /run/nologin ]; do sleep 0.5; done
 case $(systemctl is-system-running --wait) in running|degraded) exit 0;; *) exit 1;; esac
@@ -38,7 +38,7 @@ class Requirement:
     hint: str
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """The user stopped the command, or another machine of it failed beyond repair."""
 
 
@@ -87,7 +87,7 @@ def _runs(name: str, domain: Any) -> bool:
 def wait(machine: Machine, needs: list[Requirement], seconds: float, progress: Progress, stop: threading.Event) -> None:
     """Wait until all of `needs` hold, `seconds` at most together.
 
-    Raises VmError naming the requirement that does not hold, with its hint and the end of the console; Cancelled once
+    Raises VmError naming the requirement that does not hold, with its hint and the end of the console; CancelledError once
     `stop` is set.
     """
     deadline = Deadline(seconds)
@@ -96,7 +96,7 @@ def wait(machine: Machine, needs: list[Requirement], seconds: float, progress: P
 
         def holds(check: Callable[[float], bool] = need.check) -> bool:
             if stop.is_set():
-                raise Cancelled
+                raise CancelledError
             # A machine that went off will not answer, however long we wait.
             return (check is needs[0].check or needs[0].check(deadline.left)) and check(max(deadline.left, 1.0))
 

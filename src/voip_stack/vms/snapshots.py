@@ -1,7 +1,7 @@
 """Snapshots of the whole stack: saved memory and a frozen disk layer per machine, so a booted stack is back in seconds.
 
-libvirt's own snapshots are not used: some releases can't revert them. A snapshot is `<machine>/snapshots/NAME/` with the
-memory, and the layer's name; layers stand on each other and stay until the machine is destroyed.
+libvirt's own snapshots are not used: some releases can't revert them. A snapshot is `<machine>/snapshots/NAME/` with
+the memory, and the layer's name; layers stand on each other and stay until the machine is destroyed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ssh to the machines: keys, the configuration that Ansible and people use, and commands. The options stand here only."""
+"""ssh to the machines: keys, the configuration that Ansible and people use, commands. The options stand only here."""
 
 from __future__ import annotations
 
