@@ -59,6 +59,17 @@ def connect(uri: str | None = None) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def connect_if_up() -> Iterator[Any | None]:
+    """As connect(), but None where no libvirtd answers: then no machine runs."""
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = stack.enter_context(connect())
+        except HostError:
+            connection = None
+        yield connection
+
+
+@contextlib.contextmanager
 def errors(subject: str, uri: str = "") -> Iterator[None]:
     """libvirt's errors inside the block as ours; `subject` begins the message."""
     try:

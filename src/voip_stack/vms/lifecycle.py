@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +19,11 @@ from voip_stack.images import Image
 from voip_stack.inventory import Machine
 from voip_stack.vms import domain as xml
 from voip_stack.vms import ready, seed, ssh, store, tools
-from voip_stack.vms.connection import NAMESPACE_URI, absent, connect, errors
+from voip_stack.vms.connection import NAMESPACE_URI, absent, connect, connect_if_up, errors
 from voip_stack.vms.ready import Progress
 
 SHUTDOWN_SECONDS = {"kvm": 45, "hvf": 45, "tcg": 90}  # for a guest to power itself off
+_POWER_BUTTON_SECONDS = 10
 
 
 def teller() -> Progress:
@@ -37,22 +37,31 @@ def teller() -> Progress:
 
 
 def find(connection: Any, name: str) -> Any:
-    """The domain called `name`, None when there is none."""
+    """The domain of machine `name`, None when there is none. Raises VmError when it is somebody else's."""
     with errors(name):
         try:
-            return connection.lookupByName(name)
+            domain = connection.lookupByName(name)
         except libvirt.libvirtError as error:
             if absent(error):
                 return None
             raise
+    if not image_key(domain):
+        raise VmError(
+            f"libvirt has a machine {name} that is not of this stack",
+            f"rename one of the two: that one, when it is off, with: virsh domrename {name} NEW-NAME",
+        )
+    return domain
 
 
 def image_key(domain: Any) -> str:
-    """The key of the image that a domain stands on; empty when it is none of ours."""
-    try:
-        text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE_URI)
-    except libvirt.libvirtError:
-        return ""
+    """The key of the image that a domain stands on; empty when it is none of ours, or gone by now."""
+    with errors("libvirt"):
+        try:
+            text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE_URI)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_DOMAIN):
+                return ""
+            raise
     return ET.fromstring(text).get("image", "")  # noqa: S314  # what we wrote, from libvirt
 
 
@@ -65,10 +74,8 @@ def existing(connection: Any = None) -> set[str]:
 
 def image_keys() -> set[str]:
     """The keys of the images that machines stand on; none where no libvirtd runs."""
-    if not all(part.up for part in lab.current().status()):
-        return set()
-    with connect() as connection:
-        return {image_key(d) for d in connection.listAllDomains()} - {""}
+    with connect_if_up() as connection:
+        return {image_key(d) for d in connection.listAllDomains()} - {""} if connection else set()
 
 
 def in_parallel(machines: Sequence[Machine], work: Callable[[Machine, threading.Event], None]) -> None:
@@ -100,8 +107,9 @@ def create(machines: Sequence[Machine], progress: Progress | None = None, recrea
         for machine in machines:
             domain = find(connection, machine.name)
             if domain and recreate and image_key(domain) != images.key(machine.name):
-                progress(machine.name, "stands on an old image: made anew")
-                _remove(connection, machine.name)
+                progress(machine.name, "stands on an older image: made anew")
+                with store.locked(machine.name):
+                    _remove(connection, machine.name)
         missing = [m.name for m in machines if not _whole(connection, m.name)]
         made = {name: images.ensure(name) for name in missing}
         hardware = _hardware(made)
@@ -178,45 +186,67 @@ def start(machines: Sequence[Machine], progress: Progress | None = None) -> None
     lab.current().up()
     with connect() as connection:
         _need(connection, machines)
-        in_parallel(machines, lambda m, stop: _boot(m, find(connection, m.name), progress, stop))
+
+        def work(machine: Machine, stop: threading.Event) -> None:
+            with store.locked(machine.name):
+                _boot(machine, find(connection, machine.name), progress, stop)
+
+        in_parallel(machines, work)
 
 
 def stop(machines: Sequence[Machine], progress: Progress | None = None) -> None:
     """Shut machines down by ACPI; one that does not power off in time is switched off. Raises VmError, HostError."""
     progress = progress or teller()
-    with connect() as connection:
+    with connect_if_up() as connection:
 
         def work(machine: Machine, cancelled: threading.Event) -> None:
-            domain = find(connection, machine.name)
-            if domain is None or not domain.isActive():
-                progress(machine.name, "is off")
-                return
             with store.locked(machine.name), errors(machine.name):
-                domain.shutdown()
-                off = Deadline(SHUTDOWN_SECONDS[_accelerator()])
-                if not off.wait(lambda: cancelled.is_set() or not domain.isActive()):
-                    progress(machine.name, f"did not power off within {off.seconds:.0f} s: switched off")
-                    _switch_off(domain)
-            progress(machine.name, f"off ({off.elapsed:.0f} s)")
+                domain = find(connection, machine.name) if connection else None
+                if domain is None or not domain.isActive():
+                    progress(machine.name, "is off")
+                    return
+                deadline = Deadline(SHUTDOWN_SECONDS[_accelerator()])
+                while not deadline.is_due and domain.isActive():
+                    _press_power_button(domain)  # again: a guest that still boots does not hear it
+                    pause = Deadline(min(_POWER_BUTTON_SECONDS, deadline.left))
+                    pause.wait(lambda: cancelled.is_set() or not domain.isActive())
+                    if cancelled.is_set():
+                        raise ready.CancelledError
+                if domain.isActive():
+                    switch_off(domain)
+                    progress(machine.name, f"did not power off within {deadline.seconds:.0f} s: switched off")
+                else:
+                    progress(machine.name, f"off ({deadline.elapsed:.0f} s)")
 
         in_parallel(machines, work)
 
 
-def _switch_off(domain: Any) -> None:
+def _press_power_button(domain: Any) -> None:
     try:
-        domain.destroy()
+        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+            domain.resume()
+        domain.shutdown()
+    except libvirt.libvirtError as error:
+        if not absent(error):
+            raise
+
+
+def switch_off(domain: Any) -> None:
+    """Pull the plug of a domain; one that is off, or None, is no error. Raises libvirtError."""
+    try:
+        if domain and domain.isActive():
+            domain.destroy()
     except libvirt.libvirtError as error:
         if not absent(error):
             raise
 
 
 def destroy(names: Sequence[str], progress: Progress | None = None) -> None:
-    """Remove machines: domain, disks, seed, snapshots, keys. What is not there is no error. Raises VmError, HostError."""
+    """Remove machines: domain, disks, seed, snapshots, keys; absent ones are no error. Raises VmError, HostError."""
     progress = progress or teller()
-    with contextlib.ExitStack() as stack:
-        # Without a lab there is no domain to remove, but there may be files.
-        runs = all(part.up for part in lab.current().status())
-        connection = stack.enter_context(connect()) if runs else None
+    if any(store.directory(name).exists() for name in names):
+        lab.current().up()  # libvirt's definitions outlive its daemon: only a running one can forget them
+    with connect_if_up() as connection:
         for name in names:
             with store.locked(name):
                 progress(name, "removed" if _remove(connection, name) else "was not there")
@@ -227,25 +257,20 @@ def _remove(connection: Any, name: str) -> bool:
     domain = find(connection, name) if connection else None
     if domain:
         with errors(name):
-            _switch_off(domain)
-            domain.undefineFlags(
-                libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-                | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-            )
+            flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            if "<nvram" in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE):
+                flags |= libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+            if domain.snapshotNum():
+                flags |= libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            switch_off(domain)
+            domain.undefineFlags(flags)
     return bool(store.remove(name)) or domain is not None
-
-
-@functools.cache
-def _lab_is_up() -> bool:
-    return all(part.up for part in lab.current().status())
 
 
 def require_running(machines: Sequence[Machine]) -> None:
     """Raise VmError, naming them, when some of `machines` are not there or off."""
-    if not _lab_is_up():
-        raise VmError("the lab is not up", "./voip up")
-    with connect() as connection:
-        off = [m.name for m in machines if not ((d := find(connection, m.name)) and d.isActive())]
+    with connect_if_up() as connection, errors("libvirt"):
+        domains = {m.name: find(connection, m.name) if connection else None for m in machines}
+        off = [name for name, domain in domains.items() if domain is None or not domain.isActive()]
     if off:
         raise VmError(f"not running: {', '.join(off)}", f"./voip vms.create {','.join(off)}")

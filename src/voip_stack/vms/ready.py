@@ -20,9 +20,10 @@ Progress = Callable[[str, str], None]  # a machine's name, what happens to it
 
 TIMEOUTS = {"kvm": 90, "hvf": 90, "tcg": 300}  # seconds from start to ready
 _TRY = 15  # seconds for one ssh; under emulation a login takes one to three
+_UP = 30  # seconds for one look at the boot's end; between two looks a stopped command ends
 
 # Accounts are closed until systemd-user-sessions removes /run/nologin; result.json is the last that cloud-init writes;
-# is-system-running --wait returns when the boot's job queue is empty. A failed unit ("degraded") is provisioning's to mend.
+# is-system-running --wait returns when the boot's job queue is empty. A failed unit ("degraded") is left to the roles.
 _SYSTEM_UP = """
 until [ -e /run/cloud-init/result.json ] && [ ! -e /run/nologin ]; do sleep 0.5; done
 case $(systemctl is-system-running --wait) in running|degraded) exit 0;; *) exit 1;; esac
@@ -64,7 +65,7 @@ def requirements(machine: Machine, domain: Any) -> list[Requirement]:
         ),
         Requirement(
             "cloud-init is done and the system is up",
-            lambda left: ssh.run(name, "sh", "-c", _SYSTEM_UP, timeout=left).returncode == 0,
+            lambda left: ssh.run(name, "sh", "-c", _SYSTEM_UP, timeout=min(left, _UP)).returncode == 0,
             f"./voip vms.ssh {name} -- systemctl list-jobs",
         ),
     ]
@@ -87,8 +88,8 @@ def _runs(name: str, domain: Any) -> bool:
 def wait(machine: Machine, needs: list[Requirement], seconds: float, progress: Progress, stop: threading.Event) -> None:
     """Wait until all of `needs` hold, `seconds` at most together.
 
-    Raises VmError naming the requirement that does not hold, with its hint and the end of the console; CancelledError once
-    `stop` is set.
+    Raises VmError naming the requirement that does not hold, with its hint and the end of the console; CancelledError
+    once `stop` is set.
     """
     deadline = Deadline(seconds)
     for number, need in enumerate(needs, 1):

@@ -1,11 +1,14 @@
 """Snapshots of the whole stack: saved memory and a frozen disk layer per machine, so a booted stack is back in seconds.
 
 libvirt's own snapshots are not used: some releases can't revert them. A snapshot is `<machine>/snapshots/NAME/` with
-the memory, and the layer's name; layers stand on each other and stay until the machine is destroyed.
+the memory and the name of the disk layer that belongs to it; the layer's name is the same on all machines that were
+saved at that moment. Layers stand on each other and stay until the machine is destroyed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import threading
 import time
@@ -13,14 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import libvirt
+
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
 from voip_stack.vms import ready, ssh, store, tools
 from voip_stack.vms.connection import connect, errors
-from voip_stack.vms.lifecycle import find, in_parallel, require_running, teller
+from voip_stack.vms.lifecycle import find, in_parallel, require_running, switch_off, teller
 from voip_stack.vms.ready import Progress
 
 _CLOCK_SECONDS = 60  # for a restored machine to answer and take the time
+# The clock of the guest's board follows the computer's; the kernel's own slept with the guest.
+_SET_CLOCK = "date --utc --set=@$(cat /sys/class/rtc/rtc0/since_epoch)"
 
 
 def _directory(machine: str, name: str) -> Path:
@@ -33,97 +40,118 @@ def snapshots(machine: str) -> list[str]:
     return [d.name for d in sorted(found, key=lambda d: d.stat().st_mtime)]
 
 
-def _overlay(disk: Path, layer: Path) -> None:
-    """A new `disk` on top of the frozen `layer`."""
+def _overlay(machine: str, layer: Path) -> None:
+    """A new disk of `machine` on top of the frozen `layer`, in one step."""
+    disk = store.directory(machine) / "disk.qcow2"
     partial = disk.with_name(f".{disk.name}.partial")
-    partial.unlink(missing_ok=True)
     tools.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(layer), "-F", "qcow2", str(partial), writes=partial)
     partial.replace(disk)
+
+
+@contextlib.contextmanager
+def _locked(machines: Sequence[Machine]) -> Any:
+    with contextlib.ExitStack() as stack:
+        for machine in machines:
+            stack.enter_context(store.locked(machine.name))
+        yield
 
 
 def snapshot(machines: Sequence[Machine], name: str = "default", progress: Progress | None = None) -> None:
     """Save memory and disk of all `machines` at one moment; they run on. A snapshot of that name is replaced.
 
-    Raises VmError when one of them is off, HostError without a libvirtd.
+    Raises VmError when one of them is off or can't be saved: the machines run on and an older snapshot stays.
     """
+    if "/" in name or name.startswith("."):
+        raise VmError(f"{name!r} is no name for a snapshot", "take a word: ./voip vms.snapshot --name before-upgrade")
     progress = progress or teller()
     require_running(machines)
-    with connect() as connection:
+    layer = f"layer-{time.time_ns()}.qcow2"
+    with _locked(machines), connect() as connection:
         domains = {m.name: find(connection, m.name) for m in machines}
-        # All stop before the first is saved: no machine sees another one's future.
-        for machine, domain in domains.items():
-            with errors(machine):
-                domain.suspend()
 
-        def work(machine: Machine, _stop: threading.Event) -> None:
-            with store.locked(machine.name):
-                _save(connection, machine.name, domains[machine.name], name)
-            progress(machine.name, f"saved as {name}")
+        def save(machine: Machine, _stop: threading.Event) -> None:
+            partial = _directory(machine.name, f".{name}")
+            shutil.rmtree(partial, ignore_errors=True)  # a killed snapshot's
+            partial.mkdir(parents=True)
+            with errors(machine.name):
+                domains[machine.name].save(str(partial / "memory"))
 
+        def run_on(machine: Machine, _stop: threading.Event) -> None:
+            _restore(connection, machine.name, name if frozen else f".{name}")
+
+        frozen = False
         try:
-            in_parallel(machines, work)
-        except BaseException:
-            for domain in domains.values():
-                if domain.isActive():
-                    domain.resume()
-            raise
+            # All stop before the first is saved: no machine sees another one's future.
+            for machine, domain in domains.items():
+                with errors(machine):
+                    domain.suspend()
+            in_parallel(machines, save)
+            for machine in domains:
+                _freeze(machine, name, layer)
+            frozen = True
+        finally:
+            in_parallel(machines, run_on)
+            _resume(domains)
+        for machine in domains:
+            progress(machine, f"saved as {name}")
     _set_clocks(machines)
 
 
-def _save(connection: Any, machine: str, domain: Any, name: str) -> None:
-    directory = store.directory(machine)
-    partial = _directory(machine, f".{name}")
-    shutil.rmtree(partial, ignore_errors=True)  # a killed snapshot's
-    partial.mkdir(parents=True)
-    disk, memory = directory / "disk.qcow2", partial / "memory"
-    layer = directory / f"layer-{time.time_ns()}.qcow2"
-    with errors(machine):
-        domain.save(str(memory))
-    disk.rename(layer)
-    _overlay(disk, layer)
-    store.write(partial / "layer", layer.name)
-    final = _directory(machine, name)
+def _freeze(machine: str, name: str, layer: str) -> None:
+    """Make the disk of a saved machine a layer under a new one; the snapshot takes its name when all is there."""
+    directory, partial, final = store.directory(machine), _directory(machine, f".{name}"), _directory(machine, name)
+    os.link(directory / "disk.qcow2", directory / layer)  # at no moment is there no disk
+    _overlay(machine, directory / layer)
+    store.write(partial / "layer", layer)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
+
+
+def _restore(connection: Any, machine: str, name: str) -> None:
+    """The machine's memory of snapshot `name` into a domain, unless that still runs."""
     with errors(machine):
-        connection.restore(str(final / "memory"))
-        if not domain.isActive():
-            raise VmError(f"{machine} did not come back after it was saved", f"./voip vms.start {machine}")
-        _resume(find(connection, machine))
+        domain = find(connection, machine)
+        if not (domain and domain.isActive()):
+            connection.restore(str(_directory(machine, name) / "memory"))
 
 
-def _resume(domain: Any) -> None:
-    """Let a domain run that was saved while it was paused."""
-    if domain.info()[0] != 1:  # VIR_DOMAIN_RUNNING
-        domain.resume()
+def _resume(domains: dict[str, Any]) -> None:
+    """Let domains run that were stopped in order to be saved."""
+    for machine, domain in domains.items():
+        with errors(machine):
+            if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                domain.resume()
 
 
 def revert(machines: Sequence[Machine], name: str = "default", progress: Progress | None = None) -> None:
     """Bring `machines` back to their snapshot `name`, running. It can be reverted to again.
 
-    Raises VmError when one of them has no snapshot of that name; nothing is changed then.
+    Raises VmError when one of them has no snapshot of that name, or not of the same moment; nothing is changed then.
     """
     progress = progress or teller()
-    lacking = [m.name for m in machines if not (_directory(m.name, name) / "layer").exists()]
+    notes = {m.name: _directory(m.name, name) / "layer" for m in machines}
+    lacking = [machine for machine, note in notes.items() if not note.exists()]
     if lacking:
         there = sorted({s for m in machines for s in snapshots(m.name)})
         hint = f"there is: {', '.join(there)}" if there else "./voip vms.snapshot makes one"
         raise VmError(f"no snapshot {name!r} of {', '.join(lacking)}", hint)
-    with connect() as connection:
+    layers = {machine: note.read_text() for machine, note in notes.items()}
+    if len(set(layers.values())) > 1:
+        raise VmError(
+            f"the snapshots {name!r} are not of one moment", "revert those machines by name that belong together"
+        )
+    with _locked(machines), connect() as connection:
 
         def work(machine: Machine, _stop: threading.Event) -> None:
-            directory = _directory(machine.name, name)
-            with store.locked(machine.name), errors(machine.name):
-                domain = find(connection, machine.name)
-                if domain is not None and domain.isActive():
-                    domain.destroy()
-                layer = store.directory(machine.name) / (directory / "layer").read_text()
-                _overlay(store.directory(machine.name) / "disk.qcow2", layer)
-                connection.restore(str(directory / "memory"))
-                _resume(find(connection, machine.name))
+            _overlay(machine.name, store.directory(machine.name) / layers[machine.name])
+            _restore(connection, machine.name, name)
             progress(machine.name, "back in memory")
 
+        for machine in layers:
+            with errors(machine):
+                switch_off(find(connection, machine))
         in_parallel(machines, work)
+        _resume({machine: find(connection, machine) for machine in layers})
     _set_clocks(machines)
 
 
@@ -132,8 +160,7 @@ def _set_clocks(machines: Sequence[Machine]) -> None:
 
     def work(machine: Machine, stop: threading.Event) -> None:
         def set_clock(left: float) -> bool:
-            now = f"@{time.time():.3f}"
-            return ssh.run(machine.name, "sudo", "date", "--utc", "--set", now, timeout=min(left, 15)).returncode == 0
+            return ssh.run(machine.name, "sudo", "sh", "-c", _SET_CLOCK, timeout=min(left, 15)).returncode == 0
 
         need = ready.Requirement("ssh answers and the clock is set", set_clock, f"./voip vms.logs {machine.name}")
         ready.wait(machine, [need], _CLOCK_SECONDS, lambda _name, _what: None, stop)

@@ -42,7 +42,7 @@ def public(key: Path) -> str:
 
 
 def write_config(machine: Machine, host_key: Path) -> None:
-    """Let ssh know `machine` and the key it will show. Its part lies in the machine's directory and goes away with it."""
+    """Let ssh know `machine` and the key it will show. Its part lies in the machine's directory and goes with it."""
     directory = store.directory(machine.name)
     domain = inventory.load().domain
     names = [machine.name, f"{machine.name}.{domain}", str(machine.internal)]
@@ -97,7 +97,7 @@ def run(name: str, *command: str, timeout: float) -> subprocess.CompletedProcess
 
 
 def banner(address: str, timeout: float) -> bool:
-    """Whether an ssh server greets at TCP port 22 of `address` (RFC 4253, 4.2), by the way that ssh itself would take."""
+    """Whether an ssh server greets at TCP port 22 of `address` (RFC 4253, 4.2), by the way that ssh would take."""
     proxy = lab.current().proxy_command()
     if not proxy:
         try:

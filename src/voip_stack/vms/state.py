@@ -9,10 +9,10 @@ from typing import Any
 
 import libvirt
 
-from voip_stack import images, lab
+from voip_stack import images
 from voip_stack.inventory import Machine
 from voip_stack.vms import ssh, store
-from voip_stack.vms.connection import connect, errors
+from voip_stack.vms.connection import connect_if_up, errors
 from voip_stack.vms.lifecycle import find, image_key
 
 _STATES = {
@@ -43,11 +43,9 @@ class Status:
 
 
 def status(machines: Sequence[Machine]) -> list[Status]:
-    """The state of each of `machines`; `absent` for one that is not made, and for all where no lab is up."""
-    if not all(part.up for part in lab.current().status()):
-        return [_status(m, None) for m in machines]
-    with connect() as connection, concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda m: _status(m, find(connection, m.name)), machines))
+    """The state of each of `machines`; `absent` for one that is not made, and for all where no libvirtd runs."""
+    with connect_if_up() as connection, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda m: _status(m, find(connection, m.name) if connection else None), machines))
 
 
 def _status(machine: Machine, domain: Any) -> Status:

@@ -58,7 +58,7 @@ def bytes_used(name: str) -> int:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """One command at a time changes machine `name`. Raises VmError when another one does not end, or the disk is full."""
+    """One command at a time changes machine `name`. Raises VmError when another does not end, or the disk is full."""
     root().mkdir(parents=True, exist_ok=True)
     try:
         with (root() / f".{name}.lock").open("w") as file:

@@ -14,7 +14,10 @@ _FULL = 16 * 1024**2
 
 
 def run(program: str, *args: str, writes: Path) -> str:
-    """The output of `program`, which writes the file `writes`. Raises HostError when it is missing, VmError when it fails."""
+    """The output of `program`, which writes the file `writes`.
+
+    Raises HostError when it is missing, VmError when it fails.
+    """
     try:
         done = subprocess.run(
             [program, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False
