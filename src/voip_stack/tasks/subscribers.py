@@ -1,0 +1,52 @@
+"""SIP subscribers: who may register and call, numbers 1000 to 2999."""
+
+import sys
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from voip_stack import inventory, subscribers, ui
+from voip_stack.subscribers import Subscriber
+
+_STDIN = "read the password from standard input in place of generating one"
+
+
+def _password(from_stdin: bool) -> str | None:
+    return sys.stdin.readline().rstrip("\n") or None if from_stdin else None
+
+
+def _show(subscriber: Subscriber, given: bool) -> None:
+    stack = inventory.load()
+    proxies = ", ".join(str(m.external) for m in stack.group("sip") if m.external)
+    ui.say(f"user      {subscriber.number}\ndomain    {stack.domain}\nproxy     {proxies} (port 5060, UDP or TCP)")
+    if not given:
+        ui.say(f"password  {subscriber.password}   (shown only now)")
+
+
+@task(help={"number": "1000 to 2999", "password-stdin": _STDIN})
+def add(_c: Context, number: str, password_stdin: bool = False) -> None:
+    """Add a subscriber with a voicemail box, and print what a phone needs."""
+    _show(subscribers.add(number, _password(password_stdin)), password_stdin)
+
+
+@task(help={"number": "1000 to 2999", "password-stdin": _STDIN})
+def passwd(_c: Context, number: str, password_stdin: bool = False) -> None:
+    """Give a subscriber a new password."""
+    _show(subscribers.passwd(number, _password(password_stdin)), password_stdin)
+
+
+@task(help={"number": "1000 to 2999"})
+def remove(_c: Context, number: str) -> None:
+    """Remove a subscriber, its registrations and its voicemail box."""
+    subscribers.remove(number)
+    ui.say(f"{number} is removed")
+
+
+@task(name="list", help={"json": "print JSON"})
+def list_(_c: Context, json: bool = False) -> None:
+    """The subscribers."""
+    found = [s.number for s in subscribers.list_()]
+    if json:
+        ui.as_json(found)
+    else:
+        ui.table(["number"], [(n,) for n in found])

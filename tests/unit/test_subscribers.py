@@ -1,0 +1,30 @@
+import pytest
+
+from voip_stack import subscribers
+from voip_stack.errors import VoipError
+
+
+def test_ha1_is_that_of_the_rfc() -> None:
+    # RFC 2617, 3.5: the user, realm and password of its example.
+    assert subscribers.ha1("Mufasa", "testrealm@host.com", "Circle Of Life") == "939e7578ed9e3c518a452acee763bce9"
+
+
+def test_a_quote_stays_inside_the_constant() -> None:
+    assert subscribers.quoted("x'; DROP TABLE subscriber; --") == "'x''; DROP TABLE subscriber; --'"
+
+
+@pytest.mark.parametrize("number", ["999", "3000", "", "10a0", "-1000", "1000;", "\u0661\u0660\u0660\u0660"])
+def test_only_subscribers_numbers_are_taken(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscribers, "_sql", lambda _script: pytest.fail("it reached the database"))
+    for command in (subscribers.add, subscribers.remove, subscribers.passwd):
+        with pytest.raises(VoipError, match="number"):
+            command(number)
+
+
+def test_a_password_never_reaches_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts: list[str] = []
+    monkeypatch.setattr(subscribers, "_sql", lambda script: scripts.append(script) or "[]")
+    added = subscribers.add("1000", "Circle Of Life")
+    assert added.password == "Circle Of Life"
+    assert "Circle" not in "".join(scripts)
+    assert subscribers.ha1("1000", "voip.local", "Circle Of Life") in "".join(scripts)
