@@ -9,7 +9,7 @@ from voip_stack.vms.lifecycle import (
     start,
     stop,
 )
-from voip_stack.vms.snapshots import revert, snapshot, snapshots
+from voip_stack.vms.saved import revert, snapshot, snapshots
 from voip_stack.vms.ssh import argv as ssh_argv
 from voip_stack.vms.state import Status, status
 from voip_stack.vms.store import console_log

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shlex
 import socket
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,12 +29,18 @@ def identity() -> Path:
 
 def ensure_key(path: Path, comment: str) -> Path:
     """An ed25519 key pair at `path` (0600), made when there is none. Raises VmError."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        tools.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(partial), writes=partial)
-        partial.with_name(partial.name + ".pub").replace(path.with_name(path.name + ".pub"))
-        partial.replace(path)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".key-") as directory:
+        made = Path(directory) / path.name
+        tools.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(made), writes=made)
+        # Machines are made in parallel: the first one's key is everybody's.
+        with (path.parent / f".{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                made.with_name(made.name + ".pub").replace(path.with_name(path.name + ".pub"))
+                made.replace(path)
     return path
 
 
