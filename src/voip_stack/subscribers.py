@@ -42,7 +42,7 @@ def _checked(number: str) -> str:
 
 
 def _sql(script: str) -> str:
-    """The output of an SQL script on the database server; it goes by standard input, so nobody sees it as an argument."""
+    """The output of an SQL script on the database server; by standard input, where no process list shows it."""
     servers = inventory.load().group("infra")
     if not servers:
         raise VoipError("the inventory has no machine in the group infra", "see ansible/inventory/hosts.yml")

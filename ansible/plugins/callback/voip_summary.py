@@ -60,7 +60,9 @@ class CallbackModule(CallbackBase):
         host, task = self._ended(result)
         if not ignore_errors:
             role = result._task._role.get_name() if result._task._role else ""
-            message = str(result._result.get("msg", ""))
+            # A config that its daemon refuses: why stands on standard error.
+            words = [str(result._result.get(key, "")) for key in ("msg", "stderr")]
+            message = "\n".join(w.strip() for w in words if w.strip())
             self.failed.append({"host": host, "role": role, "task": task, "message": message})
 
     def v2_runner_on_unreachable(self, result) -> None:

@@ -33,6 +33,7 @@ PACKAGES = (
     "iputils-ping",
     "nftables",
     "netbase",
+    "e2fsprogs",
     "kmod",
     "procps",
     "ca-certificates",
@@ -53,6 +54,7 @@ _HOOKS = (
     # No name servers are to be had in the lab: names come from /etc/hosts.
     'printf "127.0.0.1 localhost\\n" > "$1"/etc/hosts',
     'printf "MODULES=list\\nCOMPRESS=zstd\\n" > "$1"/etc/initramfs-tools/conf.d/voip-stack',
+    'chroot "$1" systemctl enable systemd-networkd.service',
     'chroot "$1" update-initramfs -u -k all',
     # Locale and translations of no use on a server without a person at its console.
     'rm -rf "$1"/usr/share/locale/* "$1"/usr/share/doc/*/changelog* "$1"/var/lib/apt/lists/*',
