@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 import yaml
 
@@ -119,6 +120,14 @@ def test_no_libvirtd_is_one_clear_message() -> None:
         connection.connect("qemu+unix:///system?socket=/no"),
     ):
         pass
+
+
+@pytest.mark.parametrize("code", [libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_ERR_SYSTEM_ERROR])
+def test_a_libvirtd_that_was_killed_during_a_call_is_named(code: int) -> None:
+    error = libvirt.libvirtError("client socket is closed")
+    error.err = (code, libvirt.VIR_FROM_RPC, "client socket is closed", 2, "", None, None, 0, 0)
+    with pytest.raises(HostError, match="libvirtd does not answer"), connection.errors("sip-1"):
+        raise error
 
 
 def test_a_machine_that_never_gets_ready_is_named_with_what_is_missing(

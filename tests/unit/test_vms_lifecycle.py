@@ -266,7 +266,8 @@ def test_no_libvirtd_means_no_machine_but_not_an_error(monkeypatch: pytest.Monke
     monkeypatch.setattr(FakeLab, "uri", f"qemu+unix:///system?socket={tmp_path}/none")
     monkeypatch.setattr(lab, "current", FakeLab)
     monkeypatch.setattr(store, "root", lambda: tmp_path)
-    assert [s.state for s in vms.status([SIP])] == ["absent"]
+    store.directory("pbx-1").mkdir()
+    assert [s.state for s in vms.status([SIP, PBX])] == ["absent", "no libvirtd"]
     assert vms.image_keys() == set()
     vms.stop([SIP], Story())
     vms.destroy(["sip-1"], Story())

@@ -60,7 +60,7 @@ def connect(uri: str | None = None) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def connect_if_up() -> Iterator[Any | None]:
-    """As connect(), but None where no libvirtd answers: then no machine runs."""
+    """As connect(), but None where no libvirtd answers."""
     with contextlib.ExitStack() as stack:
         try:
             connection = stack.enter_context(connect())
@@ -75,9 +75,8 @@ def errors(subject: str, uri: str = "") -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
-        code = error.get_error_code()
-        refused = code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_error_domain() == libvirt.VIR_FROM_RPC
-        if code in _UNREACHABLE or refused:
+        # Its own complaints come from other parts of libvirt; from this one, those of the wire.
+        if error.get_error_code() in _UNREACHABLE or error.get_error_domain() == libvirt.VIR_FROM_RPC:
             where = f" at {uri}" if uri else ""
             raise HostError(f"libvirtd does not answer{where}", "./voip lab.up; ./voip doctor") from error
         raise VmError(f"{subject}: {error.get_error_message()}", "./voip vms.status") from error

@@ -6,7 +6,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -72,8 +72,15 @@ def existing(connection: Any = None) -> set[str]:
         return {name for name in inventory.load().machines if find(connection, name)}
 
 
+def _reach(names: Iterable[str]) -> None:
+    """Bring the lab up when it has some of these machines: definitions and guests can outlive libvirt's daemon."""
+    if any(store.directory(name).exists() for name in names):
+        lab.current().up()
+
+
 def image_keys() -> set[str]:
-    """The keys of the images that machines stand on; none where no libvirtd runs."""
+    """The keys of the images that machines stand on."""
+    _reach(store.names())
     with connect_if_up() as connection:
         return {image_key(d) for d in connection.listAllDomains()} - {""} if connection else set()
 
@@ -197,6 +204,7 @@ def start(machines: Sequence[Machine], progress: Progress | None = None) -> None
 def stop(machines: Sequence[Machine], progress: Progress | None = None) -> None:
     """Shut machines down by ACPI; one that does not power off in time is switched off. Raises VmError, HostError."""
     progress = progress or teller()
+    _reach(m.name for m in machines)
     with connect_if_up() as connection:
 
         def work(machine: Machine, cancelled: threading.Event) -> None:
@@ -244,8 +252,7 @@ def switch_off(domain: Any) -> None:
 def destroy(names: Sequence[str], progress: Progress | None = None) -> None:
     """Remove machines: domain, disks, seed, snapshots, keys; absent ones are no error. Raises VmError, HostError."""
     progress = progress or teller()
-    if any(store.directory(name).exists() for name in names):
-        lab.current().up()  # libvirt's definitions outlive its daemon: only a running one can forget them
+    _reach(names)
     with connect_if_up() as connection:
         for name in names:
             with store.locked(name):

@@ -61,7 +61,7 @@ def requirements(machine: Machine, domain: Any) -> list[Requirement]:
         Requirement(
             "ssh login works",
             lambda left: ssh.run(name, "true", timeout=min(left, _TRY)).returncode == 0,
-            f"was the machine made with another key than {ssh.identity()}? ./voip vms.create {name} --recreate",
+            f"made with another key than {ssh.identity()}? Then: ./voip vms.destroy {name}; ./voip vms.create {name}",
         ),
         Requirement(
             "cloud-init is done and the system is up",

@@ -45,7 +45,8 @@ def render(machine: Machine, stack: Inventory, image: Image, host_key: Path, gat
 
 def write(iso: Path, files: dict[str, str]) -> None:
     """Write `files` to a new `iso`. Raises VmError or HostError."""
-    with tempfile.TemporaryDirectory(prefix="voip-seed-") as directory:
+    # Beside the image, not in /tmp: it holds the machine's private key, and must go with it if we are killed here.
+    with tempfile.TemporaryDirectory(dir=iso.parent, prefix=".seed-") as directory:
         for name, text in files.items():
             (Path(directory) / name).write_text(text)
         options = ["-volid", "cidata", "-joliet", "-rock", "-quiet"]

@@ -43,13 +43,15 @@ class Status:
 
 
 def status(machines: Sequence[Machine]) -> list[Status]:
-    """The state of each of `machines`; `absent` for one that is not made, and for all where no libvirtd runs."""
+    """The state of each of `machines`; `absent` for one that is not made."""
     with connect_if_up() as connection, concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda m: _status(m, find(connection, m.name) if connection else None), machines))
+        if connection is None:
+            return [_status(m, None, "no libvirtd" if store.directory(m.name).exists() else "absent") for m in machines]
+        return list(pool.map(lambda m: _status(m, find(connection, m.name)), machines))
 
 
-def _status(machine: Machine, domain: Any) -> Status:
-    state, image, uptime = "absent", "", None
+def _status(machine: Machine, domain: Any, state: str = "absent") -> Status:
+    image, uptime = "", None
     if domain is not None:
         with errors(machine.name):
             state = _STATES.get(domain.state()[0], "unknown")
