@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
@@ -26,7 +27,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     grid = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         grid.add_row(*("" if cell is None else str(cell) for cell in row))
-    out.print(grid)
+    # As wide as it needs to be: a cut address is of no use in a pipe, and a narrow terminal wraps by itself.
+    natural = Measurement.get(out, out.options.update(max_width=1000), grid).maximum
+    out.print(grid, width=natural, crop=False)
 
 
 def as_json(value: object) -> None:

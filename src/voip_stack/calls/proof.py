@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from voip_stack import inventory, settings, ui, vms
+from voip_stack import inventory, settings, subscribers, ui, vms
 from voip_stack.calls import audio, ladder, probes
 from voip_stack.calls.capture import PCMA, Capture, Recording, Sip
 from voip_stack.calls.phone import TONES_HZ, Phone, traces
@@ -265,8 +265,6 @@ def _direction(name: str, speaker: Phone, listener: Phone, recording: Recording)
 
 def _account(number: str) -> str:
     """The password of a test subscriber, who exists after this."""
-    from voip_stack import subscribers  # noqa: PLC0415
-
     file = settings.load().secrets_dir / f"phone_{number}"
     known = any(subscriber.number == number for subscriber in subscribers.list_())
     if known and file.exists():
