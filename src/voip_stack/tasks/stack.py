@@ -48,7 +48,7 @@ def bake_all(names: list[str], steps: ui.Steps) -> None:
         return
     images.prepare()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        order = sorted(names, key=lambda n: bool(images.packages_of(n)))
+        order = sorted(names, key=lambda n: not images.packages_of(n))
         futures = {name: pool.submit(images.ensure, name) for name in order}
         for name, future in futures.items():
             with steps.step(f"image {name}"):
