@@ -29,7 +29,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
         grid.add_row(*("" if cell is None else str(cell) for cell in row))
     # As wide as it needs to be: a cut address is of no use in a pipe, and a narrow terminal wraps by itself.
     natural = Measurement.get(out, out.options.update(max_width=1000), grid).maximum
-    out.print(grid, width=natural, crop=False)
+    Console(highlight=False, width=max(natural, out.width)).print(grid)
 
 
 def as_json(value: object) -> None:

@@ -118,7 +118,9 @@ class Forwarding:
 
 _MODULE = """
 cat /proc/rtpengine/[0-9]*/list 2>/dev/null
-rtpengine --config-file=/etc/rtpengine/rtpengine.conf --nftables-status >/dev/null 2>&1 && echo 'nftables rule: yes'
+if rtpengine --config-file=/etc/rtpengine/rtpengine.conf --nftables-status >/dev/null 2>&1; then
+  echo 'nftables rule: yes'
+fi
 """
 
 
