@@ -1,4 +1,4 @@
-"""The virtual machines: each command takes all machines, or some: `./voip vms.stop sip-1,pbx-1`."""
+"""The virtual machines: all of them, or those named: `./voip vms.stop sip-1 pbx-1`."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def _dry(c: Context, what: str, machines: Sequence[Machine]) -> bool:
     return bool(c.config.run.dry)
 
 
-@task(positional=["names"], optional=["names"], help={"names": _NAMES, "recreate": "make those with an old image anew"})
+@task(positional=[], help={"names": _NAMES, "recreate": "make those with an old image anew"})
 def create(c: Context, names: str = "", recreate: bool = False) -> None:
     """Make and start machines, and wait until they are ready; what is there is left."""
     if not _dry(c, "create", _chosen(names)):
         vms.create(_chosen(names), recreate=recreate)
 
 
-@task(positional=["names"], optional=["names"], help={"names": _NAMES})
+@task(positional=[], help={"names": _NAMES})
 def start(c: Context, names: str = "") -> None:
     """Start machines and wait until they are ready."""
     if not _dry(c, "start", _chosen(names)):
         vms.start(_chosen(names))
 
 
-@task(positional=["names"], optional=["names"], help={"names": _NAMES})
+@task(positional=[], help={"names": _NAMES})
 def stop(c: Context, names: str = "") -> None:
     """Shut machines down."""
     if not _dry(c, "stop", _chosen(names)):
         vms.stop(_chosen(names))
 
 
-@task(positional=["names"], optional=["names"], help={"names": _NAMES})
+@task(positional=[], help={"names": _NAMES})
 def destroy(c: Context, names: str = "") -> None:
     """Remove machines with their disks and snapshots; images stay cached."""
     if not _dry(c, "destroy", _chosen(names)):
@@ -62,7 +62,7 @@ def _uptime(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
-@task(positional=["names"], optional=["names"], help={"names": _NAMES, "json": "print JSON"})
+@task(positional=[], help={"names": _NAMES, "json": "print JSON"})
 def status(_c: Context, names: str = "", json: bool = False) -> None:
     """A table of the machines: state, addresses, memory, disk, ssh, uptime."""
     found = vms.status(_chosen(names))
@@ -107,14 +107,14 @@ def logs(_c: Context, machine: str, lines: int = 40, follow: bool = False) -> No
     raise Exit(code=subprocess.run(["tail", "-n", str(lines), *more, str(path)], check=False).returncode)
 
 
-@task(positional=["names"], optional=["names"], help={"names": _NAMES, "name": "the snapshot's name"})
+@task(positional=[], help={"names": _NAMES, "name": "the snapshot's name"})
 def snapshot(c: Context, names: str = "", name: str = "default") -> None:
     """Keep the running machines as they are at this moment, memory and disk."""
     if not _dry(c, f"save as {name}", _chosen(names)):
         vms.snapshot(_chosen(names), name)
 
 
-@task(positional=["names"], optional=["names"], help={"names": _NAMES, "name": "the snapshot's name"})
+@task(positional=[], help={"names": _NAMES, "name": "the snapshot's name"})
 def revert(c: Context, names: str = "", name: str = "default") -> None:
     """Bring machines back to a snapshot, running."""
     if not _dry(c, f"revert to {name}", _chosen(names)):
