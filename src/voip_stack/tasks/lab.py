@@ -7,7 +7,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from voip_stack import lab, ui
+from voip_stack import lab, packages, ui
 
 
 @task
@@ -25,6 +25,7 @@ def down(c: Context) -> None:
         _show()
     else:
         lab.current().down()
+        packages.proxy.stop()
 
 
 @task(help={"json": "print JSON"})
