@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,9 @@ class FakeLab:
 
     def proxy_command(self) -> str:
         return "ip netns exec lab socat - TCP:%h:%p"
+
+    def connect(self, _address: str, _port: int, _timeout: float) -> socket.socket:
+        raise TimeoutError  # nobody there
 
 
 class Story:
@@ -131,6 +135,18 @@ def test_a_machine_that_is_off_or_paused_is_woken_with_its_disk(driver: Any) -> 
     assert driver.lookupByName("pbx-1").state()[0] == libvirt.VIR_DOMAIN_RUNNING
     assert running(driver) == {"sip-1", "pbx-1"}
     assert mark.exists()
+
+
+def test_a_machine_whose_address_is_occupied_is_not_started(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vms.create([PBX], Story())
+
+    def refused(_self: FakeLab, _address: str, _port: int, _timeout: float) -> socket.socket:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(FakeLab, "connect", refused)
+    with pytest.raises(VmError, match=r"the address 192\.168\.64\.10 of sip-1 is occupied"):
+        vms.create([SIP, PBX], Story())
+    assert running(driver) == {"pbx-1"}
 
 
 @pytest.mark.parametrize("killed_in", ["qemu-img", "ssh-keygen", "xorriso", "define"])

@@ -24,6 +24,7 @@ from voip_stack.vms.ready import Progress
 
 SHUTDOWN_SECONDS = {"kvm": 45, "hvf": 45, "tcg": 90}  # for a guest to power itself off
 _POWER_BUTTON_SECONDS = 10
+_FREE_SECONDS = 0.5  # for whoever has a machine's address to answer
 
 
 def teller() -> Progress:
@@ -175,10 +176,26 @@ def _boot(machine: Machine, domain: Any, progress: Progress, stop: threading.Eve
         if state == libvirt.VIR_DOMAIN_PAUSED:
             domain.resume()
         elif state != libvirt.VIR_DOMAIN_RUNNING:
+            _require_free(machine)
             domain.create()
     begin = time.monotonic()
     ready.wait(machine, ready.requirements(machine, domain), ready.timeout(_accelerator()), progress, stop)
     progress(machine.name, f"ready ({time.monotonic() - begin:.0f} s)")
+
+
+def _require_free(machine: Machine) -> None:
+    """Raise VmError when somebody answers at the address of `machine`, which is off."""
+    address = str(machine.internal)
+    try:
+        lab.current().connect(address, 22, _FREE_SECONDS).close()
+    except ConnectionRefusedError:
+        pass
+    except OSError:
+        return  # nobody there
+    raise VmError(
+        f"the address {address} of {machine.name} is occupied: somebody answers there, though {machine.name} is off",
+        f"see who: ./voip lab.shell --command 'ip neigh show {address}; ip addr show to {address}'",
+    )
 
 
 def _need(connection: Any, machines: Sequence[Machine]) -> None:
