@@ -47,6 +47,13 @@ def test_a_reverted_snapshot_brings_back_a_stack_that_works(
     calls.verify()
 
 
+def test_rtpengine_is_found_that_came_up_after_kamailio(ssh: Callable[..., str]) -> None:
+    ssh("media-1", "systemctl", "stop", "rtpengine-daemon")
+    ssh("sip-1", "systemctl", "restart", "kamailio")
+    ssh("media-1", "systemctl", "start", "rtpengine-daemon")
+    calls.verify()
+
+
 def test_after_a_restart_of_every_machine_calls_complete_without_provisioning(stack: inventory.Inventory) -> None:
     machines = list(stack.machines.values())
     vms.stop(machines)
