@@ -73,6 +73,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _proxy_port(text: str) -> int:
+    port = _port(text)
+    if port > 32767:
+        raise ValueError("must be at most 32767: above, the kernel gives ports to anybody's outgoing connections")
+    return port
+
+
 def _seconds(text: str) -> int:
     if not text.isdigit():
         raise ValueError("must be a whole number of seconds")
@@ -107,7 +114,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "advertised_address": _address,
     "debian_mirror": _url,
     "apt_ignore_expired": _yes,
-    "package_proxy_port": _port,
+    "package_proxy_port": _proxy_port,
     "mitogen": _yes,
     "boot_timeout": _seconds,
 }

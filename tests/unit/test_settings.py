@@ -21,6 +21,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_likely_one() -> None:
         "VOIP_PACKAGE_PROXY_PORT=70000",
         "VOIP_PACKAGE_PROXY_PORT=0",
         "VOIP_PACKAGE_PROXY_PORT=http",
+        "VOIP_PACKAGE_PROXY_PORT=40000",
         "VOIP_ADVERTISED_ADDRESS=300.1.1.1",
         "VOIP_ACCELERATOR=xen",
         "VOIP_CACHE_DIR=relative/path",
