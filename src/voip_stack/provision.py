@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voip_stack import inventory, lab, packages, paths, settings, vms
+from voip_stack import images, inventory, lab, packages, paths, settings, vms
 from voip_stack.errors import ProvisionError
+from voip_stack.images.store import digest
+from voip_stack.inventory import Machine
 
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
+# On a machine: the digest of what it was last provisioned with, from end to end and without a failure.
+STAMP = "/var/lib/voip-stack/provisioned"
+_STAMP_SECONDS = 30  # for one look at it, or one change
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,31 @@ def tags() -> list[str]:
     return ["common", "network_config", *(c.role for c in stack.components.values()), "install", "configure", "service"]
 
 
+def _digest(machine: Machine) -> str:
+    """What the state of a provisioned machine depends on: what its image does, settings, secrets."""
+    conf = settings.load()
+    return digest(images.key(machine.name), conf.environment(), conf.secrets_dir)
+
+
+def _on_each(machines: Sequence[Machine], script: Callable[[Machine], str]) -> dict[str, str]:
+    """What a shell script prints on each machine, as root; empty for one that does not answer."""
+
+    def run(machine: Machine) -> str:
+        return vms.ssh_run(machine.name, "sudo", "sh", "-c", script(machine), timeout=_STAMP_SECONDS).stdout.strip()
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(machines))) as pool:
+        return dict(zip([m.name for m in machines], pool.map(run, machines), strict=True))
+
+
+def stale(machines: Sequence[Machine]) -> list[str]:
+    """The names of those of `machines` that were not provisioned with today's roles, inventory, settings and secrets.
+
+    A machine that somebody has changed by hand is not among them: only run() finds that.
+    """
+    found = _on_each(machines, lambda _machine: f"cat {STAMP}")
+    return [m.name for m in machines if found[m.name] != _digest(m)]
+
+
 def _check(limit: str, names: Sequence[str]) -> None:
     stack = inventory.load()
     for name in filter(None, limit.split(",")):
@@ -85,6 +116,9 @@ def run(
     for name in packages.RECIPES:
         if any(c.enabled and c.role == name for c in inventory.load().components.values()):
             packages.ensure(name)
+    whole = not (only_tags or skip_tags or check or extra_vars or extra_args)
+    if (extra_vars or extra_args) and not check:
+        _on_each(machines, lambda _machine: f"rm -f {STAMP}")
     command = [str(Path(sys.executable).with_name("ansible-playbook")), str(PLAYBOOK)]
     options = {"--limit": limit, "--tags": only_tags, "--skip-tags": skip_tags}
     command += [f"{option}={value}" for option, value in options.items() if value]
@@ -105,6 +139,8 @@ def run(
     report = Report(found.get("changed", {}), found.get("seconds", {}), found.get("failed", []))
     if done.returncode != 0:
         raise _failure(report)
+    if whole:
+        _on_each(machines, lambda m: f"mkdir -p {Path(STAMP).parent} && echo {_digest(m)} >{STAMP}")
     return report
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -26,12 +28,25 @@ def test_without_kernel_forwarding_the_proof_fails_and_provisioning_mends_it(sta
     assert stack.machines
     provision.run(only_tags="rtpengine", extra_vars=["rtpengine_table=-1"])
     try:
+        assert "media-1" in provision.stale(list(stack.machines.values()))
         with pytest.raises(CallError, match="not forwarded in the kernel"):
             calls.verify()
     finally:
         report = provision.run(only_tags="rtpengine")
     assert report.changes
     calls.verify()
+
+
+def test_up_mends_what_was_changed_by_hand_since_the_machines_were_provisioned(
+    stack: inventory.Inventory, ssh: Callable[..., str]
+) -> None:
+    provision.run()
+    assert provision.stale(list(stack.machines.values())) == []
+    ssh("pbx-1", "systemctl", "stop", "asterisk")
+    up = subprocess.run([sys.executable, "-m", "invoke", "up"], capture_output=True, text=True, timeout=900, check=False)
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert "The machines are provisioned again" in up.stdout
+    assert ssh("pbx-1", "systemctl", "is-active", "asterisk").strip() == "active"
 
 
 def test_a_reverted_snapshot_brings_back_a_stack_that_works(

@@ -10,6 +10,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from voip_stack import calls, images, inventory, lab, packages, provision, settings, ui, vms
+from voip_stack.errors import CallError
 from voip_stack.host import doctor
 
 
@@ -31,9 +32,22 @@ def up(_c: Context) -> None:
     with steps.step("machines"):
         vms.create(machines)
     with steps.step("provision"):
-        provision.run()
+        stale = provision.stale(machines)
+        if stale:
+            provision.run()
+        else:
+            ui.say("Nothing has changed since they were provisioned. To look at every setting: ./voip provision")
     with steps.step("call"):
-        calls.show(calls.verify())
+        try:
+            result = calls.verify()
+        except CallError as error:
+            if stale:
+                raise
+            # Somebody changed a machine by hand, or something on it died.
+            ui.say(f"The call failed: {error.message}\nThe machines are provisioned again.")
+            provision.run()
+            result = calls.verify()
+        calls.show(result)
     total = time.monotonic() - start
     ui.table(["step", "seconds"], [(n, f"{s:8.1f}") for n, s in [*steps.done, ("all", total)]])
     record = settings.load().cache_dir / "logs" / "up.jsonl"

@@ -11,6 +11,7 @@ from voip_stack.vms.lifecycle import (
 )
 from voip_stack.vms.saved import revert, snapshot, snapshots
 from voip_stack.vms.ssh import argv as ssh_argv
+from voip_stack.vms.ssh import run as ssh_run
 from voip_stack.vms.state import Status, status
 from voip_stack.vms.store import console_log
 
@@ -26,6 +27,7 @@ __all__ = [
     "snapshot",
     "snapshots",
     "ssh_argv",
+    "ssh_run",
     "start",
     "status",
     "stop",

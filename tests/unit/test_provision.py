@@ -1,0 +1,44 @@
+"""What `up` takes for provisioned, without a machine."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from voip_stack import inventory, provision, vms
+
+
+@pytest.fixture
+def stamps(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What each machine says that it was provisioned with; one that is missing here does not answer."""
+    found: dict[str, str] = {}
+
+    def ssh_run(name: str, *_command: str, timeout: float) -> subprocess.CompletedProcess[str]:
+        assert timeout
+        return subprocess.CompletedProcess([], 0 if name in found else 255, found.get(name, "") + "\n", "")
+
+    monkeypatch.setattr(vms, "ssh_run", ssh_run)
+    return found
+
+
+def test_a_machine_is_stale_without_a_stamp_or_with_an_old_one(
+    stamps: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = inventory.load().select(["sip-1", "media-1", "pbx-1"])
+    monkeypatch.setattr(provision, "_digest", lambda machine: f"today-{machine.name}")
+    stamps |= {"sip-1": "today-sip-1", "media-1": "today-sip-1"}
+    assert provision.stale(machines) == ["media-1", "pbx-1"]
+
+
+def test_a_new_secret_makes_machines_stale(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = inventory.load().machine("infra-1")
+    before = provision._digest(machine)
+    assert provision._digest(machine) == before
+    monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path))
+    provision.settings.load.cache_clear()
+    try:
+        assert provision._digest(machine) != before
+    finally:
+        monkeypatch.undo()
+        provision.settings.load.cache_clear()
