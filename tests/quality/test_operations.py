@@ -43,7 +43,9 @@ def test_up_mends_what_was_changed_by_hand_since_the_machines_were_provisioned(
     provision.run()
     assert provision.stale(list(stack.machines.values())) == []
     ssh("pbx-1", "systemctl", "stop", "asterisk")
-    up = subprocess.run([sys.executable, "-m", "invoke", "up"], capture_output=True, text=True, timeout=900, check=False)
+    up = subprocess.run(
+        [sys.executable, "-m", "invoke", "up"], capture_output=True, text=True, timeout=900, check=False
+    )
     assert up.returncode == 0, up.stdout + up.stderr
     assert "The machines are provisioned again" in up.stdout
     assert ssh("pbx-1", "systemctl", "is-active", "asterisk").strip() == "active"
