@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -31,13 +32,14 @@ def test_a_machine_is_stale_without_a_stamp_or_with_an_old_one(
     assert provision.stale(machines) == ["media-1", "pbx-1"]
 
 
-def test_a_new_secret_makes_machines_stale(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_secret_makes_machines_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = inventory.load().machine("infra-1")
-    before = provision._digest(machine)
-    assert provision._digest(machine) == before
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path))
     provision.settings.load.cache_clear()
     try:
+        before = provision._digest(machine)
+        assert provision._digest(machine) == before
+        (tmp_path / "postgresql_password_cdr").write_text("new")
         assert provision._digest(machine) != before
     finally:
         monkeypatch.undo()
