@@ -15,8 +15,12 @@ from voip_stack.images import base, store
 from voip_stack.images.store import Image
 
 PLAIN = "plain"  # the image without any role: what Molecule's guests start from
+PEERS = "peers"  # the same with the packages of what roles talk to, not configured: the other guests of a scenario
 PLAIN_GIB = 10
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
+# The host `peers` and its groups, besides the inventory of the stack.
+PEERS_INVENTORY = paths.REPOSITORY / "molecule" / "shared" / "peers.yml"
+_PEERS_ROLES = ("postgresql", "rtpengine")
 
 # A chroot with the kernel's file systems in a mount namespace of its own: nothing stays mounted, whatever kills us.
 _IN_CHROOT = """
@@ -39,7 +43,7 @@ def roles_of(machine: inventory.Machine, stack: inventory.Inventory) -> list[str
 
 def packages_of(name: str) -> list[str]:
     """Packages of our own building that the roles of machine `name` install."""
-    if name == PLAIN:
+    if name in (PLAIN, PEERS):
         return []
     stack = inventory.load()
     return [r for r in roles_of(stack.machine(name), stack) if r in packages.RECIPES]
@@ -49,6 +53,9 @@ def key(name: str) -> str:
     """What the image of machine `name` depends on: base, roles, inventory, playbook, our own packages."""
     if name == PLAIN:
         return store.digest("plain", base.key(), PLAIN_GIB)
+    if name == PEERS:
+        parts = [paths.ANSIBLE / "roles" / r / p for r in _PEERS_ROLES for p in ("tasks/install.yml", "vars/main.yml")]
+        return store.digest("peers", base.key(), PLAIN_GIB, PEERS_INVENTORY, *parts, settings.load().package_proxy_port)
     stack = inventory.load()
     machine = stack.machine(name)
     roles = [paths.ANSIBLE / "roles" / role for role in roles_of(machine, stack)]
@@ -59,8 +66,8 @@ def key(name: str) -> str:
 
 
 def current_keys() -> set[str]:
-    """The keys that the recipes of today make: base tree, plain image, one image per machine."""
-    return {base.key(), *(key(name) for name in (PLAIN, *inventory.load().machines))}
+    """The keys that the recipes of today make: base tree, plain image, peers' image, one image per machine."""
+    return {base.key(), *(key(name) for name in (PLAIN, PEERS, *inventory.load().machines))}
 
 
 def prepare() -> None:
@@ -70,7 +77,7 @@ def prepare() -> None:
 
 
 def ensure(name: str) -> Image:
-    """The image of machine `name`, or of PLAIN; baked when there is none of this key.
+    """The image of machine `name`, of PLAIN or of PEERS; baked when there is none of this key.
 
     Raises ImageError or ProvisionError with the end of the log, InventoryError for an unknown machine.
     """
@@ -95,7 +102,10 @@ def ensure(name: str) -> Image:
         work = partial / "tree"
         base.run(["cp", "-a", "--reflink=auto", str(tree), str(work)], log, f"{name}: could not copy the base tree", "")
         gib = PLAIN_GIB
-        if name != PLAIN:
+        if name == PEERS:
+            inventories = (paths.INVENTORY / "hosts.yml", PEERS_INVENTORY)
+            _bake(name, work, log, *(f"--inventory={i}" for i in inventories), "--tags=install")
+        elif name != PLAIN:
             _bake(name, work, log)
             gib = inventory.load().machine(name).disk_gib
         _finish(name, work, partial, gib, log)
@@ -113,7 +123,7 @@ def _as_root(name: str) -> None:
         raise HostError(f"the image of {name} could not be baked as root", "the error stands above")
 
 
-def _bake(name: str, tree: Path, log: Path) -> None:
+def _bake(name: str, tree: Path, log: Path, *options: str) -> None:
     never = tree / "usr/sbin/policy-rc.d"
     never.write_text("#!/bin/sh\n# No daemon starts while an image is baked.\nexit 101\n")
     never.chmod(0o755)
@@ -128,6 +138,7 @@ def _bake(name: str, tree: Path, log: Path) -> None:
         str(PLAYBOOK),
         f"--limit={name}",
         "--skip-tags=service",
+        *options,
         "--extra-vars=ansible_connection=community.general.chroot ansible_become=false voip_baking=true",
         f"--extra-vars=ansible_host={tree}",
     ]
