@@ -37,6 +37,11 @@ class Machine:
     disk_gib: int
     addresses: dict[str, Address]
     macs: dict[str, str]
+    image: str = ""  # whose image it stands on; empty: its own
+
+    @property
+    def image_name(self) -> str:
+        return self.image or self.name
 
     @property
     def internal(self) -> Address:

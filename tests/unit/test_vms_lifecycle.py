@@ -70,11 +70,11 @@ def driver(tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(images, "ensure", lambda _name: image)
     monkeypatch.setattr(images, "key", lambda _name: image.key)
     monkeypatch.setattr(
-        lifecycle, "_hardware", lambda _made: Hardware("test", X86, "host-passthrough", "/usr/bin/qemu")
+        lifecycle, "hardware_for", lambda _made: Hardware("test", X86, "host-passthrough", "/usr/bin/qemu")
     )
     monkeypatch.setattr(lifecycle, "_accelerator", lambda: "tcg")
     monkeypatch.setattr(ready, "requirements", lambda m, d: [ready.Requirement("runs", lambda _: _runs(m, d), "")])
-    monkeypatch.setattr(saved, "_set_clocks", lambda _machines: None)
+    monkeypatch.setattr(saved, "set_clocks", lambda _machines: None)
     settings.load.cache_clear()
     with connection.connect(URI) as opened:
         yield opened

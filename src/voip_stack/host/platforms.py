@@ -37,6 +37,11 @@ class Platform(abc.ABC):
     def memory_mib(self) -> int:
         """All memory of this computer, in MiB."""
 
+    @property
+    @abc.abstractmethod
+    def available_mib(self) -> int:
+        """Memory that programs may still take without swapping, in MiB."""
+
     @abc.abstractmethod
     def offers(self, accelerator: str) -> bool:
         """Whether `accelerator` is worth a probe: it says that it is there, which proves nothing."""
@@ -82,6 +87,11 @@ class Linux(Platform):
     def memory_mib(self) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**2
 
+    @property
+    def available_mib(self) -> int:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) // 1024
+
     def offers(self, accelerator: str) -> bool:
         return accelerator == "kvm" and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
@@ -102,6 +112,11 @@ class MacOS(Platform):
     @property
     def memory_mib(self) -> int:
         return int(self._sysctl("hw.memsize")) // 1024**2
+
+    @property
+    def available_mib(self) -> int:
+        pages = [int(self._sysctl(key)) for key in ("vm.page_free_count", "vm.page_pageable_external_count")]
+        return sum(pages) * int(self._sysctl("hw.pagesize")) // 1024**2
 
     def offers(self, accelerator: str) -> bool:
         return accelerator == "hvf" and self._sysctl("kern.hv_support") == "1"

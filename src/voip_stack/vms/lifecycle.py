@@ -114,13 +114,13 @@ def create(machines: Sequence[Machine], progress: Progress | None = None, recrea
     with connect() as connection:
         for machine in machines:
             domain = find(connection, machine.name)
-            if domain and recreate and image_key(domain) != images.key(machine.name):
+            if domain and recreate and image_key(domain) != images.key(machine.image_name):
                 progress(machine.name, "stands on an older image: made anew")
                 with store.locked(machine.name):
                     _remove(connection, machine.name)
-        missing = [m.name for m in machines if not _whole(connection, m.name)]
-        made = {name: images.ensure(name) for name in missing}
-        hardware = _hardware(made)
+        missing = [m for m in machines if not _whole(connection, m.name)]
+        made = {m.name: images.ensure(m.image_name) for m in missing}
+        hardware = hardware_for(made.values())
 
         def work(machine: Machine, stop: threading.Event) -> None:
             with store.locked(machine.name):
@@ -128,15 +128,16 @@ def create(machines: Sequence[Machine], progress: Progress | None = None, recrea
                     progress(machine.name, "made")
                     _make(connection, machine, made[machine.name], hardware)
                 domain = find(connection, machine.name)
-                if image_key(domain) != images.key(machine.name):
+                if image_key(domain) != images.key(machine.image_name):
                     progress(machine.name, "stands on an older image; provisioning brings it along")
                 _boot(machine, domain, progress, stop)
 
         in_parallel(machines, work)
 
 
-def _hardware(made: dict[str, Image]) -> host.Hardware:
-    image = next(iter(made.values()), None) or next(iter(images.list_images()), None)
+def hardware_for(made: Iterable[Image]) -> host.Hardware:
+    """What this computer gives a guest, found out with one of the images `made`, or with any there is."""
+    image = next(iter(made), None) or next(iter(images.list_images()), None)
     if image is None:
         image = images.ensure(images.PLAIN)
     return host.hardware(str(image.kernel), str(image.initrd))
@@ -149,6 +150,13 @@ def _accelerator() -> str:
 def _whole(connection: Any, name: str) -> bool:
     """Whether the machine is defined and has its disk: definition is the last step of making one."""
     return bool(find(connection, name)) and (store.directory(name) / "disk.qcow2").exists()
+
+
+def define(connection: Any, machine: Machine, image: Image, hardware: host.Hardware) -> Any:
+    """libvirt's domain of `machine`, whose files are in its directory. Raises VmError."""
+    links = [xml.Link(mac, lab.current().interface(network)) for network, mac in machine.macs.items()]
+    with errors(machine.name):
+        return connection.defineXML(xml.render(machine, image, hardware, links, store.directory(machine.name)))
 
 
 def _make(connection: Any, machine: Machine, image: Image, hardware: host.Hardware) -> None:
@@ -164,9 +172,7 @@ def _make(connection: Any, machine: Machine, image: Image, hardware: host.Hardwa
     seed.write(directory / "seed.iso", seed.render(machine, inventory.load(), image, host_key, None))
     store.console_log(machine.name).touch(mode=0o600)
     ssh.write_config(machine, host_key)
-    links = [xml.Link(mac, lab.current().interface(network)) for network, mac in machine.macs.items()]
-    with errors(machine.name):
-        connection.defineXML(xml.render(machine, image, hardware, links, directory))
+    define(connection, machine, image, hardware)
 
 
 def _boot(machine: Machine, domain: Any, progress: Progress, stop: threading.Event) -> None:

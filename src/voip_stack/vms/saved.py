@@ -40,7 +40,7 @@ def snapshots(machine: str) -> list[str]:
     return [d.name for d in sorted(found, key=lambda d: d.stat().st_mtime)]
 
 
-def _overlay(machine: str, layer: Path) -> None:
+def overlay(machine: str, layer: Path) -> None:
     """A new disk of `machine` on top of the frozen `layer`, in one step."""
     disk = store.directory(machine) / "disk.qcow2"
     partial = disk.with_name(f".{disk.name}.partial")
@@ -94,14 +94,14 @@ def snapshot(machines: Sequence[Machine], name: str = "default", progress: Progr
             _resume(domains)
         for machine in domains:
             progress(machine, f"saved as {name}")
-    _set_clocks(machines)
+    set_clocks(machines)
 
 
 def _freeze(machine: str, name: str, layer: str) -> None:
     """Make the disk of a saved machine a layer under a new one; the snapshot takes its name when all is there."""
     directory, partial, final = store.directory(machine), _directory(machine, f".{name}"), _directory(machine, name)
     os.link(directory / "disk.qcow2", directory / layer)  # at no moment is there no disk
-    _overlay(machine, directory / layer)
+    overlay(machine, directory / layer)
     store.write(partial / "layer", layer)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -143,7 +143,7 @@ def revert(machines: Sequence[Machine], name: str = "default", progress: Progres
     with _locked(machines), connect() as connection:
 
         def work(machine: Machine, _stop: threading.Event) -> None:
-            _overlay(machine.name, store.directory(machine.name) / layers[machine.name])
+            overlay(machine.name, store.directory(machine.name) / layers[machine.name])
             _restore(connection, machine.name, name)
             progress(machine.name, "back in memory")
 
@@ -152,10 +152,10 @@ def revert(machines: Sequence[Machine], name: str = "default", progress: Progres
                 switch_off(find(connection, machine))
         in_parallel(machines, work)
         _resume({machine: find(connection, machine) for machine in layers})
-    _set_clocks(machines)
+    set_clocks(machines)
 
 
-def _set_clocks(machines: Sequence[Machine]) -> None:
+def set_clocks(machines: Sequence[Machine]) -> None:
     """Guests wake in the past: nonces, certificates and CDRs need today's time."""
 
     def work(machine: Machine, stop: threading.Event) -> None:

@@ -55,7 +55,7 @@ def _status(machine: Machine, domain: Any, state: str = "absent") -> Status:
     if domain is not None:
         with errors(machine.name):
             state = _STATES.get(domain.state()[0], "unknown")
-        image = "current" if image_key(domain) == images.key(machine.name) else "older"
+        image = "current" if image_key(domain) == images.key(machine.image_name) else "older"
         if state == "running":
             done = ssh.run(machine.name, "cat", "/proc/uptime", timeout=_SSH_SECONDS)
             uptime = float(done.stdout.split()[0]) if done.returncode == 0 else None

@@ -56,14 +56,21 @@ def bytes_used(name: str) -> int:
     return sum(f.stat().st_blocks * 512 for f in directory(name).rglob("*") if f.is_file())
 
 
+class BusyError(VmError):
+    """Another command has the lock."""
+
+
 @contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    """One command at a time changes machine `name`. Raises VmError when another does not end, or the disk is full."""
+def locked(name: str, seconds: float = LOCK_TIMEOUT) -> Iterator[None]:
+    """One command at a time changes machine `name`.
+
+    Raises BusyError when another does not end within `seconds`, VmError when the disk is full.
+    """
     root().mkdir(parents=True, exist_ok=True)
     try:
         with (root() / f".{name}.lock").open("w") as file:
-            if not Deadline(LOCK_TIMEOUT).wait(lambda: _try_lock(file.fileno())):
-                raise VmError(f"another command is at work on {name}", "wait for it to end, or stop it")
+            if not Deadline(seconds).wait(lambda: _try_lock(file.fileno())):
+                raise BusyError(f"another command is at work on {name}", "wait for it to end, or stop it")
             yield
     except OSError as error:
         if tools.out_of_space(error):
