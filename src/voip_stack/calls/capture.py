@@ -110,11 +110,14 @@ class Recording:
     def streams_from(self, address: object) -> list[Stream]:
         return [s for s in self.streams if s.source == str(address)]
 
-    def heard(self, address: object, since: float = 0.0, until: float = math.inf) -> list[int]:
-        """What the phone at `address` got to hear between two times (seconds since 1970): 16-bit samples at 8 kHz."""
+    def heard(
+        self, address: object, since: float = 0.0, until: float = math.inf, ports: range = range(65536)
+    ) -> list[int]:
+        """What came to `address` between two times (seconds since 1970), on `ports`: 16-bit samples at 8 kHz."""
         packets = [
             (p.time, p.payload)
             for s in self.streams_to(address)
+            if s.destination_port in ports
             for p in s.packets
             if p.payload_type == PCMA and since <= p.time <= until
         ]
@@ -185,11 +188,11 @@ class Capture:
 
     def heard_by(self, phone: Phone) -> audio.Tone:
         """The strongest tone that `phone` got to hear."""
-        return audio.measure(self.recording().heard(phone.address))
+        return audio.measure(self.recording().heard(phone.address, ports=phone.media_ports))
 
     def level_of(self, phone: Phone, frequency_hz: float) -> float:
         """The level in dBm0 of one tone among all that `phone` got to hear."""
-        return audio.level(self.recording().heard(phone.address), frequency_hz)
+        return audio.level(self.recording().heard(phone.address, ports=phone.media_ports), frequency_hz)
 
 
 def decode(file: Path) -> Recording:

@@ -34,7 +34,8 @@ class Phone:
     """A SIP account and where its phone is. One scenario at a time runs on it: its ports are its own.
 
     `login` is the user of the digest where that is not the number; `tone_hz` is what it says into a call; `name` stands
-    for it in messages; SIPp's traces of each scenario go to a directory in `traces`.
+    for it in messages; SIPp's traces of each scenario go to a directory in `traces`. Without a password it expects to
+    be known by its address. `inside`: it is at this computer's own address of the internal network, like a proxy.
     """
 
     number: str
@@ -47,6 +48,13 @@ class Phone:
     proxy: Address = field(default_factory=proxy_address)
     sip_port: int = 5060
     media_port: int = 6000
+    transport: str = "udp"  # or tcp
+    inside: bool = False
+
+    @property
+    def media_ports(self) -> range:
+        """Where it listens for RTP: SIPp takes the first of these that is free."""
+        return range(self.media_port, self.media_port + 10)
 
     def register(self, expires: int = 600) -> None:
         """Bind the number to this phone for `expires` seconds. Raises Refused, CallError."""
@@ -61,7 +69,9 @@ class Phone:
 
         Events: ringing, answered. The leg's finish() raises Refused when the call is not answered.
         """
-        return self._run("uac_call", "answered", to=to, talk=seconds, lifetime=130 + seconds)
+        return self._run(
+            "uac_call" if self.password else "uac_trunk", "answered", to=to, talk=seconds, lifetime=130 + seconds
+        )
 
     def dial(self, to: str, digits: str, seconds: float = 10) -> Leg:
         """Like call(), without a tone, sending `digits` as RFC 4733 events 1.5 s after the answer."""
@@ -121,6 +131,8 @@ class Phone:
             address=self.address,
             sip_port=self.sip_port,
             media_port=self.media_port,
+            transport=self.transport,
+            inside=self.inside,
             fields=[self.number, credentials, to if "@" in to else f"{to}@{domain}", digits],
             traces=self.traces,
             keys={"domain": domain, **(keys or {})},

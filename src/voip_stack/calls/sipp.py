@@ -1,4 +1,4 @@
-"""One run of SIPp as a phone outside: a scenario, what it saw, and its end."""
+"""One run of SIPp as a phone: a scenario, what it saw, and its end."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from voip_stack.calls.sip import Message, Traced, parse_trace
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError, HostError
 from voip_stack.inventory import Address
+from voip_stack.lab.base import privileged
 
 SCENARIOS = Path(__file__).with_name("scenarios")
 _GRACE = 30  # seconds that SIPp has for what comes before and after the phases whose length we choose
@@ -49,6 +50,8 @@ class Leg:
         address: Address | str,
         sip_port: int,
         media_port: int,
+        transport: str = "udp",
+        inside: bool = False,
         fields: Sequence[str],
         traces: Path,
         keys: Mapping[str, object],
@@ -89,11 +92,13 @@ class Leg:
         argv += ["-d", str(int(phase * 1000))]
         argv += ["-recv_timeout", str(int(talk * 1000))] if talk else []
         argv += [word for key, value in keys.items() for word in ("-key", key, str(value))]
+        argv += ["-t", {"udp": "u1", "tcp": "t1"}[transport]]
+        self._home = lab.current().inside if inside else lab.current().outside
         self._deadline = Deadline(lifetime + _GRACE + 5)
         self._local = (str(address), sip_port)
         with (self.directory / "screen.log").open("wb") as screen:
             self._process = subprocess.Popen(
-                lab.current().outside(*argv),
+                self._home(*argv),
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=screen,
@@ -153,7 +158,7 @@ class Leg:
         def listens() -> bool:
             # Below sudo the process is a child in the phones' namespace: ask there.
             shown = subprocess.run(
-                lab.current().outside("cat", "/proc/net/udp"), capture_output=True, text=True, timeout=10, check=False
+                self._home("cat", "/proc/net/udp"), capture_output=True, text=True, timeout=10, check=False
             )
             return needle in shown.stdout or self.returncode is not None
 
@@ -177,7 +182,7 @@ class Leg:
             try:
                 self._process.terminate()
             except PermissionError:  # it is below sudo
-                subprocess.run(lab.current().outside("kill", str(self._process.pid)), timeout=10, check=False)
+                subprocess.run(privileged("kill", str(self._process.pid)), timeout=10, check=False)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
             if self._process.poll() is None:
