@@ -44,10 +44,10 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("yamllint", "--strict", ".")
-    session.run("ansible-lint", "--offline", "--profile", "production", "ansible", silent=True)
+    session.run("ansible-lint", "--offline", "--profile", "production", "ansible", "molecule", silent=True)
     session.run("shellcheck", *SHELL, external=True)
-    scenarios = [str(f) for f in sorted((HERE / "src/voip_stack/calls/scenarios").glob("*.xml"))]
-    session.run("xmllint", "--noout", "--nonet", *scenarios, external=True)
+    scenarios = [*(HERE / "src/voip_stack/calls/scenarios").glob("*.xml"), *(HERE / "molecule").glob("*/*.xml")]
+    session.run("xmllint", "--noout", "--nonet", *map(str, sorted(scenarios)), external=True)
 
 
 @nox.session
@@ -55,6 +55,20 @@ def unit(session: nox.Session) -> None:
     """The library alone: no virtual machine, libvirt's own test driver where libvirt is involved."""
     install(session)
     session.run("pytest", "tests/unit", *session.posargs)
+
+
+@nox.session(default=False)
+def molecule(session: nox.Session) -> None:
+    """Each role alone on guests of its own: `-- ROLE ...`, `-- --changed`, `-- --jobs 1`."""
+    install(session)
+    session.run("python", "-m", "voip_stack.matrix", *session.posargs, env=dict(os.environ))
+
+
+@nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Roles broken on purpose (molecule/mutants.yml): each break must turn its scenario red. `-- ROLE ...`."""
+    install(session)
+    session.run("python", "-m", "voip_stack.mutants", *session.posargs, env=dict(os.environ))
 
 
 @nox.session(default=False)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,12 +24,13 @@ from voip_stack import host, images, inventory, lab, paths, settings, vms
 from voip_stack.errors import HostError, InventoryError, VmError
 from voip_stack.images.store import digest
 from voip_stack.inventory import Address, Machine
-from voip_stack.vms import lifecycle, saved, ssh, store
+from voip_stack.vms import lifecycle, ready, saved, ssh, store
 from voip_stack.vms.connection import connect, connect_if_up, errors
 
 SLOTS = 8
 _FIRST = 200  # the last byte of slot N's addresses is this plus N
 _OWNER = "urn:voip-stack:guest"
+_TRY = 15  # seconds for one ssh
 _SPARE_MIB = 512  # of this computer's memory, left to others
 _OVERHEAD_MIB = 256  # what QEMU itself takes beside a guest's memory
 
@@ -287,6 +289,24 @@ def claim(scenario: str) -> None:
         for name, owner in _mine(connection, scenario).items():
             mine = me(scenario)
             _set_owner(lifecycle.find(connection, name), replace(owner, pid=mine.pid, started=mine.started))
+
+
+def reboot(scenario: str, wanted: Wanted) -> None:
+    """Reboot a guest of `scenario` from inside and wait until it is ready. Raises VmError with the console's end."""
+    machine = slot(guests_of(scenario)[wanted.host], wanted)
+
+    def boot_id(left: float) -> str:
+        return ssh.run(machine.name, "cat", "/proc/sys/kernel/random/boot_id", timeout=min(left, _TRY)).stdout
+
+    before = boot_id(_TRY)
+    ssh.run(machine.name, "sudo", "systemctl", "--no-block", "reboot", timeout=_TRY)
+    with connect() as connection:
+        runs, *_, up = ready.requirements(machine, lifecycle.find(connection, machine.name))
+        rebooted = ready.Requirement(
+            "it has rebooted", lambda left: boot_id(left) not in ("", before), "see its console"
+        )
+        seconds = ready.timeout(host.verdict() or "tcg")
+        ready.wait(machine, [runs, rebooted, up], seconds, lambda _name, _what: None, threading.Event())
 
 
 def destroy(scenario: str, tell: Tell) -> None:

@@ -1,0 +1,46 @@
+"""Fixtures that the tests of all roles share."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+
+from voip_stack.vms import ssh
+
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
+
+from guests import NAMES, inventory_of
+
+
+@pytest.fixture(scope="session")
+def guest() -> Iterator[Callable[[str], Any]]:
+    """guest(name): that host of the scenario, as root.
+
+    By one ssh connection per guest: under emulation a login takes a second, and a command through Ansible several.
+    """
+    with tempfile.TemporaryDirectory(prefix="molecule-") as sockets:
+
+        @functools.cache
+        def connect(name: str) -> Any:
+            machine, options = inventory_of(name)["ansible_host"], {"ssh_config": str(ssh.config_path()), "sudo": True}
+            return testinfra.get_host(f"ssh://{machine}", controlpath=f"{sockets}/{machine}", **options)
+
+        yield connect
+        for name in NAMES:
+            machine = inventory_of(name)["ansible_host"]
+            end = ["ssh", "-o", f"ControlPath={sockets}/{machine}", "-O", "exit", machine]
+            subprocess.run(end, capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def host(guest: Callable[[str], Any]) -> Any:
+    """The guest that the role is tested on: the scenario's first."""
+    return guest(NAMES[0])

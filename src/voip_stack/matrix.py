@@ -1,0 +1,219 @@
+"""All scenarios of Molecule, one after the other or a few at a time: progress, a table, JUnit, one summary line."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+from xml.etree import ElementTree as ET
+
+from voip_stack import cli, paths, settings, ui
+from voip_stack.errors import VoipError
+from voip_stack.scenarios import SCENARIOS, evidence
+
+SECONDS = 1500  # for one scenario, from destroy to destroy
+_STEP = re.compile(r"\[\w+ > (\w+)\] (Executing$|Executed: (\w+))")
+_TESTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
+
+
+# Ends with us, even when we are killed; where there is no such tool (macOS), at the next line that it prints.
+_LEASH = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+
+
+@dataclass
+class Run:
+    """What became of one scenario. `steps` are names and seconds in their order."""
+
+    role: str
+    log: Path
+    steps: list[tuple[str, float]] = field(default_factory=list)
+    tests: Counter[str] = field(default_factory=Counter)
+    failed: str = ""  # the step that failed, or why the run did not end
+    step: str = ""  # the step that it is at
+    process: subprocess.Popen[str] | None = None
+    stopped: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.steps)
+
+    def stop(self) -> None:
+        """End Molecule and what it has started."""
+        self.stopped = True
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+
+
+def _word(word: str) -> str:
+    return "failed" if word.startswith("error") else word
+
+
+def molecule() -> str:
+    """Molecule of this environment."""
+    return str(Path(sys.executable).with_name("molecule"))
+
+
+def scenarios() -> list[str]:
+    return sorted(f.parent.name for f in SCENARIOS.glob("*/molecule.yml"))
+
+
+def changed(base: str = "main") -> list[str]:
+    """The scenarios whose role, scenario or shared parts differ from branch `base`, uncommitted changes included.
+
+    Raises VoipError when git does not know `base`.
+    """
+    command = ["git", "-C", str(paths.REPOSITORY), "diff", "--name-only", "--merge-base", base]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise VoipError(f"git can't compare with the branch {base}", "name the roles instead", done.stderr)
+    new = ["git", "-C", str(paths.REPOSITORY), "ls-files", "--others", "--exclude-standard"]
+    files = done.stdout.split("\n") + subprocess.run(new, capture_output=True, text=True, check=True).stdout.split("\n")
+    every = ("molecule/shared/", "molecule/conftest.py", ".config/molecule/", "ansible/inventory/", "libvirt/", "src/")
+    if any(file.startswith(every) for file in files):
+        return scenarios()
+    return [
+        role
+        for role in scenarios()
+        if any(file.startswith((f"molecule/{role}/", f"ansible/roles/{role}/")) for file in files)
+    ]
+
+
+def test(run: Run, tell: threading.Lock) -> None:
+    """`molecule test`, its output in the run's log. A failed run's guests stay, to be looked at."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    command = [*_LEASH, molecule(), "test", "--scenario-name", run.role, "--destroy", "never"]
+    with run.log.open("w") as file:
+        run.process = subprocess.Popen(
+            command,
+            cwd=paths.REPOSITORY,
+            env={**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        late = threading.Timer(SECONDS, run.stop)
+        late.start()
+        try:
+            _follow(run, file, tell)
+        finally:
+            late.cancel()
+    if run.process.wait() != 0 and not run.failed:
+        step = run.step or "its end"
+        run.failed = f"{step}: not done within {SECONDS} s" if late.finished.is_set() and run.stopped else step
+
+
+def _follow(run: Run, file: TextIO, tell: threading.Lock) -> None:
+    """Copy what Molecule says to `file`, and learn from it which step it is at and what became of it."""
+    assert run.process  # noqa: S101  # started by the caller
+    assert run.process.stdout  # noqa: S101  # and with a pipe
+    begin = time.monotonic()
+    for line in run.process.stdout:
+        file.write(line)
+        file.flush()
+        if found := _STEP.search(line.rstrip()):
+            step, what, result = found.groups()
+            now = time.monotonic()
+            if what == "Executing":
+                run.step, begin = step, now
+            elif step == run.step:
+                run.steps.append((step, now - begin))
+                run.failed = run.failed or (step if result == "Failed" else "")
+                run.step = ""
+                with tell:
+                    ui.say(
+                        f"  {run.role:<16} {step:<12} {now - begin:5.0f} s  {'' if result == 'Successful' else result}"
+                    )
+        elif line.startswith("=") and " in " in line:
+            run.tests.update({_word(word): int(number) for number, word in _TESTS.findall(line)})
+
+
+def reason(log: str) -> list[str]:
+    """The lines of Ansible and pytest that say what was wrong, without the rest."""
+    lines = [line.rstrip() for line in log.splitlines()]
+    words = ("[ERROR]", "fatal:", "FAILED ", "ERROR ", "E  ", "CRITICAL", "error:")
+    return [f"    {line[:300]}" for line in lines if line.lstrip().startswith(words)][:20]
+
+
+def junit(runs: list[Run], file: Path) -> None:
+    """The runs as JUnit XML: a suite per scenario, a case per step."""
+    top = ET.Element("testsuites")
+    for run in runs:
+        suite = ET.SubElement(top, "testsuite", name=run.role, tests=str(len(run.steps)), time=f"{run.seconds:.1f}")
+        suite.set("failures", "1" if run.failed else "0")
+        for step, seconds in run.steps:
+            case = ET.SubElement(suite, "testcase", classname=f"molecule.{run.role}", name=step, time=f"{seconds:.1f}")
+            if step == run.failed:
+                ET.SubElement(case, "failure", message=f"see {run.log}")
+    file.parent.mkdir(exist_ok=True)
+    ET.ElementTree(top).write(file, encoding="unicode", xml_declaration=True)
+
+
+def remove(role: str) -> None:
+    """`molecule destroy`, quietly: the run's own log has what matters."""
+    command = [molecule(), "destroy", "--scenario-name", role]
+    subprocess.run(command, cwd=paths.REPOSITORY, capture_output=True, check=True, stdin=subprocess.DEVNULL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nox -s molecule --", description="Test roles on guests of their own.")
+    parser.add_argument("roles", nargs="*", help="scenarios; all when none is named")
+    parser.add_argument("--changed", action="store_true", help="those that differ from the branch main")
+    jobs = min(2, os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=jobs, help=f"how many at a time ({jobs})")
+    options = parser.parse_args()
+    known = scenarios()
+    for role in options.roles:
+        if role not in known:
+            raise VoipError(f"there is no scenario {role!r}", f"the scenarios are: {', '.join(known)}")
+    roles = options.roles or (changed() if options.changed else known)
+    if not roles:
+        ui.say("No role differs from the branch main.")
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what runs below us ends too
+    begin, tell = time.monotonic(), threading.Lock()
+    logs = settings.load().cache_dir / "logs" / "molecule"
+    runs = [Run(role, logs / f"{role}.log") for role in roles]
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, options.jobs))
+    try:
+        for future in [pool.submit(test, run, tell) for run in runs]:
+            future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for run in runs:
+            run.stop()
+        raise
+    for run in runs:
+        if run.failed:
+            ui.say(f"\n{run.role} failed at {run.failed}:")
+            ui.say("\n".join([*reason(run.log.read_text()), evidence(run.role), f"    the whole log: {run.log}", ""]))
+        else:
+            remove(run.role)
+    junit(runs, paths.REPOSITORY / "junit" / "molecule.xml")
+    rows = [
+        (r.role, f"failed: {r.failed}" if r.failed else "passed", sum(r.tests.values()), f"{r.seconds:7.0f}")
+        for r in runs
+    ]
+    ui.table(["role", "result", "tests", "seconds"], rows)
+    total = sum((run.tests for run in runs), Counter[str]())
+    broken = sum(1 for run in runs if run.failed and run.failed != "verify")
+    counts = f"{total['passed']} passed, {total['failed'] + broken} failed, {total['skipped']} skipped"
+    ui.say(f"{counts} in {time.monotonic() - begin:.1f}s")
+    sys.exit(any(run.failed for run in runs))
+
+
+if __name__ == "__main__":
+    cli.guard(main)

@@ -1,0 +1,142 @@
+"""Whether the scenarios notice what they are for: each break of `molecule/mutants.yml` must turn its scenario red.
+
+A scenario is converged and verified as it is, and its guests are kept as they then are. For each break they are brought
+back to that moment, and converged and verified again with a copy of the role that has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from voip_stack import cli, guests, matrix, paths, scenarios, settings, ui, vms
+from voip_stack.errors import VoipError
+
+TABLE = paths.REPOSITORY / "molecule" / "mutants.yml"
+_ROLES = paths.ANSIBLE / "roles"
+_SNAPSHOT = "healthy"
+_FAILED = re.compile(r"^FAILED \S*::(\S+)|^TASK \[(.*?)\]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One break of a role: `old` in `file` becomes `new`."""
+
+    role: str
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def apply(self, roles: Path) -> None:
+        """Break the copy of the role in `roles`. Raises VoipError when there is nothing to break."""
+        file = roles / self.role / self.file
+        text = file.read_text()
+        if self.old not in text:
+            raise VoipError(f"{self.role}: {self.name}: {self.file} has no {self.old!r}", f"mend {TABLE}")
+        file.write_text(text.replace(self.old, self.new))
+
+
+def load() -> list[Mutant]:
+    """The breaks, by role."""
+    table = yaml.safe_load(TABLE.read_text())
+    return [
+        Mutant(role, entry["name"], entry["file"], entry["replace"], entry["with"])
+        for role, entries in table.items()
+        for entry in entries
+    ]
+
+
+def _molecule(command: str, role: str, roles: Path) -> subprocess.CompletedProcess[str]:
+    """A command of Molecule with `roles` before the repository's own; its output is added to the role's log."""
+    environment = {**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTEST_ADDOPTS": "--exitfirst"}
+    environment["ANSIBLE_ROLES_PATH"] = f"{roles}:{_ROLES}"
+    argv = [matrix.molecule(), command, "--scenario-name", role]
+    done = subprocess.run(
+        argv,
+        cwd=paths.REPOSITORY,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=matrix.SECONDS,
+    )
+    log = settings.load().cache_dir / "logs" / "mutants" / f"{role}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(done.stdout)
+    return done
+
+
+def _caught(role: str, roles: Path) -> str:
+    """What notices that the role in `roles` is broken; empty when nothing does."""
+    for command in ("converge", "verify"):
+        done = _molecule(command, role, roles)
+        if done.returncode != 0:
+            found = [test or task for test, task in _FAILED.findall(done.stdout)]
+            return f"{command}: {found[-1] if found else 'see the log'}"
+    return ""
+
+
+def run(role: str, mutants: list[Mutant]) -> list[tuple[Mutant, str, float]]:
+    """Each mutant of `role` with what caught it and the seconds that it took.
+
+    Raises VoipError when the scenario is red without any.
+    """
+    results = []
+    with tempfile.TemporaryDirectory(prefix="voip-mutants-") as work:
+        roles = Path(work)
+        ui.say(f"{role}: as it is")
+        for command in ("destroy", "converge", "verify"):
+            if _molecule(command, role, roles).returncode != 0:
+                raise VoipError(f"{role} is red as it is, at {command}", f"mend it first: nox -s molecule -- {role}")
+        there, asked = guests.guests_of(role), scenarios.wanted(scenarios.SCENARIOS / role / "hosts.yml")
+        machines = [guests.slot(there[want.host], want) for want in asked]
+        vms.snapshot(machines, _SNAPSHOT, lambda _name, _what: None)
+        for mutant in mutants:
+            begin = time.monotonic()
+            vms.revert(machines, _SNAPSHOT, lambda _name, _what: None)
+            shutil.copytree(_ROLES / role, roles / role)
+            mutant.apply(roles)
+            caught = _caught(role, roles)
+            shutil.rmtree(roles / role)
+            results.append((mutant, caught, time.monotonic() - begin))
+            ui.say(f"  {results[-1][2]:4.0f} s  {mutant.name}: {caught or 'NOT CAUGHT'}")
+        matrix.remove(role)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nox -s mutants --", description="Break roles; their scenarios must notice.")
+    parser.add_argument("roles", nargs="*", help="those with breaks; all when none is named")
+    options = parser.parse_args()
+    mutants = load()
+    known = list(dict.fromkeys(m.role for m in mutants))
+    for role in options.roles:
+        if role not in known:
+            raise VoipError(f"there are no breaks for {role!r}", f"there are some for: {', '.join(known)}")
+    results = [r for role in options.roles or known for r in run(role, [m for m in mutants if m.role == role])]
+    ui.table(
+        ["role", "break", "caught by", "seconds"],
+        [(m.role, m.name, caught or "NOT CAUGHT", f"{seconds:7.0f}") for m, caught, seconds in results],
+    )
+    missed = sum(not caught for _, caught, _ in results)
+    ui.say(f"{len(results) - missed} passed, {missed} failed, 0 skipped")
+    sys.exit(missed > 0)
+
+
+if __name__ == "__main__":
+    cli.guard(main)

@@ -1,0 +1,127 @@
+"""What Molecule calls: `python -m voip_stack.scenarios create|claim|reboot|destroy|login`, in a scenario's environment.
+
+Which guests there are stands in the scenario's `hosts.yml`: each host with a variable `guest` is one, and the variable
+holds what differs from a guest's defaults. `create` writes how they are reached into Molecule's own inventory.
+scenario_unit and scenario_check there say what to look at when the first guest's role fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from voip_stack import cli, guests, lab, packages, paths, provision, settings, ui
+from voip_stack.errors import InventoryError
+from voip_stack.guests import Wanted
+from voip_stack.inventory import Machine
+from voip_stack.vms import ssh, store
+
+SCENARIOS = paths.REPOSITORY / "molecule"
+_LOOK = 60.0  # seconds for one look at a guest that may be in trouble
+
+
+def hosts(group: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The hosts of an inventory's group and of its children, with their variables."""
+    found: dict[str, dict[str, Any]] = {name: values or {} for name, values in (group.get("hosts") or {}).items()}
+    for child in (group.get("children") or {}).values():
+        for name, values in hosts(child or {}).items():
+            found[name] = found.get(name, {}) | values
+    return found
+
+
+def wanted(file: Path) -> list[Wanted]:
+    """The guests that the inventory `file` asks for. Raises InventoryError naming the host and the key."""
+    found = []
+    for name, values in hosts(yaml.safe_load(file.read_text())["all"]).items():
+        if "guest" not in values:
+            continue
+        options = dict(values["guest"] or {})
+        try:
+            options["networks"] = tuple(options.get("networks", Wanted.networks))
+            found.append(Wanted(name, **options))
+        except TypeError:
+            known = ", ".join(Wanted.__dataclass_fields__)
+            raise InventoryError(f"{file}: {name}: guest: an unknown key in {options}", f"known are: {known}") from None
+    if not found:
+        raise InventoryError(f"{file} asks for no guest", "give a host the variable `guest`, if only `guest: {}`")
+    return found
+
+
+def reach(machine: Machine) -> dict[str, str]:
+    """How Ansible, testinfra and `molecule login` reach a guest, and its addresses, by the names that roles use."""
+    addresses = {f"{network}_address": str(address) for network, address in machine.addresses.items()}
+    conf = settings.load()
+    return {
+        "ansible_host": machine.name,
+        "ansible_user": lab.current().inventory.user,
+        "ansible_ssh_common_args": f"-F {ssh.config_path()}",
+        **addresses,
+        # From .env, which Molecule does not read.
+        "voip_cache_dir": str(conf.cache_dir),
+        "voip_secrets_dir": str(conf.secrets_dir),
+        "voip_package_proxy_port": str(conf.package_proxy_port),
+    }
+
+
+def create(scenario: str) -> None:
+    """Restore the guests of this scenario and write Molecule's inventory of them."""
+    directory = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"])
+    asked = wanted(directory / "hosts.yml")
+    lab.current().up()
+    packages.proxy.start(lab.current().package_addresses)
+    if scenario in packages.RECIPES:
+        packages.ensure(scenario)
+    made = guests.create(scenario, asked, ui.say)
+    inventory = {"all": {"hosts": {name: reach(machine) for name, machine in made.items()}}}
+    store.write(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory", "guests.json"), json.dumps(inventory))
+
+
+def evidence(scenario: str) -> str:
+    """Why `scenario` failed, as its guests tell: journals, the configuration's check, the console, the way in."""
+    file = SCENARIOS / scenario / "hosts.yml"
+    names = [guest.host for guest in wanted(file)]
+    variables = yaml.safe_load(file.read_text())["all"].get("vars", {})
+    there = guests.guests_of(scenario)
+    first = there.get(names[0])
+    if first is None:
+        return "its guests were not made"
+    parts = []
+    for name in filter(there.get, names):
+        listed = ssh.run(there[name], "systemctl", "list-units", "--failed", "--plain", "--no-legend", timeout=_LOOK)
+        units = [line.split()[0] for line in listed.stdout.splitlines() if line]
+        if name == names[0] and variables["scenario_unit"] not in units:
+            units.append(variables["scenario_unit"])
+        parts += [provision.journal(there[name], unit).replace(f" on {there[name]} ", f" on {name} ") for unit in units]
+    check = variables["scenario_check"]
+    said = ssh.run(first, "sudo", "sh", "-c", f"({check}) 2>&1 | tail -n 15", timeout=_LOOK).stdout.rstrip()
+    parts.append(f"--- {check}\n{said or 'nothing to say'}")
+    console = store.console_log(first).read_text(errors="replace").splitlines()[-12:]
+    parts.append("\n".join([f"--- the console of {names[0]} ends with", *console]))
+    parts.append(f"--- to look at it: molecule login --scenario-name {scenario} --host {names[0]}")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    scenario = os.environ.get("MOLECULE_SCENARIO_NAME", "")
+    match sys.argv[1:]:
+        case ["create"]:
+            create(scenario)
+        case ["claim"]:
+            guests.claim(scenario)
+        case ["reboot"]:
+            guests.reboot(scenario, wanted(Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "hosts.yml"))[0])
+        case ["destroy"]:
+            guests.destroy(scenario, ui.say)
+        case ["login", machine]:
+            os.execvp("ssh", ssh.argv(machine, options=["-t"]))  # noqa: S606  # the user's own ssh
+        case _:
+            sys.exit("usage: python -m voip_stack.scenarios create|claim|reboot|destroy|login MACHINE")
+
+
+if __name__ == "__main__":
+    cli.guard(main)

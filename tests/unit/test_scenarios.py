@@ -1,0 +1,120 @@
+"""What scenarios ask for, and whose guests are whose."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+
+from voip_stack import guests, matrix, mutants, scenarios
+from voip_stack.errors import InventoryError, VmError
+from voip_stack.guests import Owner, Wanted
+
+HOSTS = """
+all:
+  children:
+    sip:
+      hosts:
+        proxy:
+          guest: {memory_mib: 512}
+    infra:
+      hosts:
+        database:
+          guest:
+    stub:
+      hosts:
+        nobody: {internal_address: 192.168.64.219}
+  vars: {some: thing}
+"""
+
+
+def test_guests_are_the_hosts_that_ask(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yml"
+    file.write_text(HOSTS)
+    assert scenarios.wanted(file) == [Wanted("proxy", memory_mib=512), Wanted("database")]
+
+
+def test_an_unknown_key_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yml"
+    file.write_text(HOSTS.replace("memory_mib", "memory"))
+    with pytest.raises(InventoryError, match="proxy: guest: an unknown key") as error:
+        scenarios.wanted(file)
+    assert "memory_mib" in error.value.hint
+
+
+def test_a_scenario_without_guests_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yml"
+    file.write_text("all: {hosts: {nobody: }}")
+    with pytest.raises(InventoryError, match="asks for no guest"):
+        scenarios.wanted(file)
+
+
+def test_slots_have_addresses_and_macs_of_their_own() -> None:
+    machines = [guests.slot(name, Wanted("any")) for name in guests.slot_names()]
+    for network in ("internal", "external"):
+        assert len({m.addresses[network] for m in machines}) == len({m.macs[network] for m in machines}) == guests.SLOTS
+    assert str(machines[0].internal) == "192.168.64.201"
+    assert machines[0].macs["internal"].endswith(":c9")
+    assert machines[0].image_name == "plain"
+
+
+def test_an_unknown_network_is_named() -> None:
+    with pytest.raises(InventoryError, match="no network 'dmz'"):
+        guests.slot("molecule-1", Wanted("any", networks=("dmz",)))
+
+
+def test_a_dead_process_owns_nothing() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        started = guests._ps(process.pid, "lstart=")
+        owner = Owner("common", "", "common-1", process.pid, started)
+        assert owner.alive
+        assert not Owner("common", "", "common-1", process.pid, "Thu Jan  1 00:00:00 1970").alive
+        process.kill()
+    assert not owner.alive
+
+
+def test_a_scenario_that_another_process_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        here = str(guests.paths.REPOSITORY)
+        owner = Owner("common", here, "common-1", process.pid, guests._ps(process.pid, "lstart="))
+        monkeypatch.setattr(guests, "owners", lambda _connection: {"molecule-1": owner})
+        with pytest.raises(VmError, match=f"held by process {process.pid}"):
+            guests._mine(None, "common")
+        assert guests._mine(None, "kamailio") == {}
+        process.kill()
+    assert guests._mine(None, "common") == {"molecule-1": owner}
+
+
+def test_junit_names_the_step_that_failed(tmp_path: Path) -> None:
+    run = matrix.Run("common", tmp_path / "log", [("converge", 3.0), ("verify", 2.0)], Counter(), failed="verify")
+    matrix.junit([run], tmp_path / "out" / "molecule.xml")
+    suite = ET.fromstring((tmp_path / "out" / "molecule.xml").read_text())[0]  # noqa: S314  # ours
+    assert suite.get("failures") == "1"
+    assert [case.get("name") for case in suite if len(case)] == ["verify"]
+
+
+@pytest.mark.parametrize("mutant", mutants.load(), ids=lambda m: f"{m.role}: {m.name}")
+def test_each_mutant_finds_what_it_breaks(mutant: mutants.Mutant, tmp_path: Path) -> None:
+    role = mutants._ROLES / mutant.role
+    shutil.copytree(role, tmp_path / mutant.role)
+    mutant.apply(tmp_path)
+    assert (tmp_path / mutant.role / mutant.file).read_text() != (role / mutant.file).read_text()
+
+
+def test_every_role_has_a_scenario_and_mutants() -> None:
+    roles = sorted(d.name for d in mutants._ROLES.iterdir())
+    assert matrix.scenarios() == roles
+    assert sorted({m.role for m in mutants.load()}) == roles
+
+
+@pytest.mark.parametrize("role", matrix.scenarios())
+def test_every_scenario_refuses_two_bad_values_and_says_what_to_look_at(role: str) -> None:
+    variables = yaml.safe_load((scenarios.SCENARIOS / role / "hosts.yml").read_text())["all"]["vars"]
+    assert len(variables["refused"]) >= 2
+    assert variables["scenario_unit"]
+    assert variables["scenario_check"]
