@@ -1,0 +1,183 @@
+"""Phones outside register and call through the proxy to a stub of a PBX; what is not right is refused."""
+
+import dataclasses
+import hashlib
+import re
+import secrets
+
+import pytest
+from guests import inventory_of
+
+from voip_stack import calls, inventory
+from voip_stack.calls.phone import Phone
+from voip_stack.calls.sipp import Refused
+from voip_stack.deadline import Deadline
+from voip_stack.inventory import Address
+
+STACK = inventory.load()
+INTERNAL = Address(inventory_of("kamailio-1")["internal_address"])
+EXTERNAL = Address(inventory_of("kamailio-1")["external_address"])
+COMPUTER = STACK.networks["internal"].computer
+TRANSPORTS = pytest.mark.parametrize("transport", ["udp", "tcp"])
+
+
+@pytest.fixture(scope="session")
+def sql(guest):
+    """sql(statement): in the proxy's database, as its owner."""
+    return lambda statement: guest("peer").check_output(
+        "runuser -u postgres -- psql --no-psqlrc -tAqc %s kamailio", statement
+    )
+
+
+@pytest.fixture(scope="session")
+def passwords(sql):
+    """Two subscribers, number to password."""
+    made = {number: secrets.token_hex(8) for number in ("1001", "1002")}
+    for number, password in made.items():
+        ha1 = hashlib.md5(f"{number}:{STACK.domain}:{password}".encode(), usedforsecurity=False).hexdigest()
+        sql(
+            f"INSERT INTO subscriber (username, domain, ha1) VALUES ('{number}', '{STACK.domain}', '{ha1}')"
+            " ON CONFLICT (username, domain) DO UPDATE SET ha1 = EXCLUDED.ha1"
+        )
+    return made
+
+
+@pytest.fixture
+def phones(passwords, tmp_path):
+    """Two phones outside, the caller and another."""
+    return [
+        Phone(number, password, address, tone_hz=tone, traces=tmp_path, proxy=EXTERNAL)
+        for (number, password), address, tone in zip(passwords.items(), STACK.phones, (440, 1020), strict=False)
+    ]
+
+
+@pytest.fixture
+def trunk(tmp_path):
+    """pbx-2, which is this computer; at ports of its own: other scenarios may be at work from this address."""
+    ports = {"sip_port": 5070, "media_port": 6070}
+    return Phone("600", "", COMPUTER, tone_hz=1570, traces=tmp_path, proxy=INTERNAL, inside=True, **ports)
+
+
+def refusal(leg):
+    with leg, pytest.raises(Refused) as caught:
+        leg.finish()
+    return caught.value.status
+
+
+@TRANSPORTS
+def test_a_phone_registers_and_its_binding_is_in_the_database(phones, sql, transport):
+    phone = dataclasses.replace(phones[0], transport=transport)
+    phone.register()
+    found = sql("SELECT contact, socket FROM location WHERE username = '1001'")
+    assert f"sip:1001@{phone.address}:5060" in found
+    assert f"{transport}:{EXTERNAL}:5060" in found
+    phone.unregister()
+    assert sql("SELECT count(*) FROM location WHERE username = '1001'") == "0"
+
+
+@TRANSPORTS
+def test_a_call_reaches_the_pbx_and_its_sound_comes_back(phones, transport):
+    phone = dataclasses.replace(phones[0], transport=transport)
+    with calls.Capture() as capture, phone.call("600", seconds=4) as leg:
+        leg.finish()
+    heard = capture.heard_by(phone)
+    assert heard.tone_hz == pytest.approx(phone.tone_hz, abs=5)
+    assert heard.level_dbm0 > -30
+
+
+@TRANSPORTS
+def test_a_wrong_password_gets_neither_a_binding_nor_a_call(phones, transport):
+    # From an address of its own, and with few tries: it is not to be banned here.
+    thief = dataclasses.replace(phones[1], password="wrong", transport=transport, address=STACK.phones[2])
+    with pytest.raises(Refused) as caught:
+        thief.register()
+    assert caught.value.status == 401
+    assert refusal(thief.call("600")) == 407
+
+
+def test_an_unknown_account_gets_the_same_answer_as_a_wrong_password(phones):
+    with pytest.raises(Refused) as caught:
+        dataclasses.replace(phones[1], number="1999", address=STACK.phones[2]).register()
+    assert caught.value.status == 401
+
+
+@TRANSPORTS
+@pytest.mark.parametrize("to", ["alice@example.org", "600@192.0.2.7"])
+def test_nobody_is_relayed_to_a_foreign_domain(phones, to, transport):
+    phone = dataclasses.replace(phones[0], transport=transport, password="")  # refused before it is asked who it is
+    assert refusal(phone.call(to)) == 403
+
+
+def test_the_caller_is_who_authenticated(phones):
+    assert refusal(dataclasses.replace(phones[0], number="1002", login="1001").call("600")) == 403
+
+
+def test_a_binding_that_is_too_short_is_made_longer(phones, host):
+    phones[0].register(expires=30)
+    left = int(re.search(r"Expires: (\d+)", host.check_output("kamcmd ul.dump")).group(1))
+    phones[0].unregister()
+    assert 60 < left <= 90
+
+
+def test_the_pbx_reaches_a_registered_phone(phones, trunk):
+    """With sound both ways: the phone hears the caller's tone."""
+    phones[1].register()
+    with calls.Capture() as capture, phones[1].answer() as callee, trunk.call("1002", seconds=4) as caller:
+        caller.finish()
+        callee.finish()
+    phones[1].unregister()
+    assert capture.heard_by(phones[1]).tone_hz == pytest.approx(1570, abs=5)
+    assert capture.heard_by(trunk).tone_hz == pytest.approx(phones[1].tone_hz, abs=5)
+
+
+@pytest.mark.parametrize(("number", "status"), [("1002", 480), ("1777", 404)])
+def test_the_pbx_learns_who_is_away_and_who_does_not_exist(trunk, number, status):
+    assert refusal(trunk.call(number)) == status
+
+
+def test_nothing_is_left_of_the_calls(host):
+    gone = Deadline(15)
+    assert gone.wait(lambda: "all: 0" in host.check_output("kamcmd dlg.stats_active"), every=1)
+
+
+def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones):
+    guesser = dataclasses.replace(phones[1], password="wrong", address=STACK.phones[3])
+    for _ in range(4):
+        with pytest.raises(Refused):
+            guesser.register()
+    right = dataclasses.replace(phones[1], address=STACK.phones[3])
+    with pytest.raises(Refused):
+        right.register()
+    phones[0].register()  # from another address nobody notices
+    phones[0].unregister()
+
+    def let_in():
+        try:
+            right.register()
+        except Refused:
+            return False
+        return True
+
+    assert Deadline(60).wait(let_in, every=5)
+    right.unregister()
+
+
+def test_no_pbx_means_503_and_a_pbx_that_comes_back_gets_calls(guest, host, phones):
+    guest("peer").check_output("systemctl stop stub-pbx")
+    try:
+        assert refusal(phones[0].call("600")) == 503
+    finally:
+        guest("peer").check_output("systemctl start stub-pbx")
+    assert Deadline(60).wait(lambda: "FLAGS: A" in host.check_output("kamcmd dispatcher.list"), every=2)
+    with phones[0].call("600", seconds=1) as leg:
+        leg.finish()
+
+
+def test_a_killed_proxy_knows_its_phones_again(host, phones):
+    """Bindings are read from PostgreSQL at start; systemd starts what died."""
+    phones[0].register()
+    host.check_output("systemctl kill --signal=SIGKILL kamailio.service")
+    back = Deadline(90)
+    known = lambda: "1001" in host.run("kamcmd ul.dump brief || true").stdout  # noqa: E731
+    assert back.wait(known, every=2)
+    phones[0].unregister()

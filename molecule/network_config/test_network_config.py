@@ -1,0 +1,103 @@
+"""Each documented port is open where the inventory says and closed elsewhere: seen from every kind of machine."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from guests import inventory_of
+
+from voip_stack import inventory, lab
+
+PROBE = Path(__file__).with_name("probe.py").read_text()
+KINDS = {"sip-9": "sip", "media-9": "media", "pbx-9": "pbx", "infra-9": "infra"}
+STACK = inventory.load()
+# Every port that any service documents (of a range its ends), and some that none does.
+PORTS = sorted(
+    {f"{s.protocol}/{port}" for s in STACK.services for port in (s.ports[0], s.ports[-1])}
+    | {"tcp/23", "tcp/3306", "udp/161", "udp/30000"}
+)
+INSIDE = [(who, target) for who in ("computer", *KINDS) for target in KINDS if who != target]
+OUTSIDE = [name for name in KINDS if "external_address" in inventory_of(name)]
+
+
+def documented(target, network, source=None):
+    """The ports that `target` offers to `source` (a kind of machine, or `computer`) by the inventory."""
+    return {
+        f"{s.protocol}/{port}"
+        for s in STACK.services
+        if s.network == network and s.group in (KINDS[target], "all") and (source is None or source in s.sources)
+        for port in (s.ports[0], s.ports[-1])
+    }
+
+
+@pytest.fixture(scope="module")
+def listening(guest):
+    """All these ports are served on each machine: what is closed, the firewall closes."""
+    for name in KINDS:
+        unit = guest(name).run("systemctl is-active listeners")
+        if unit.rc != 0:
+            guest(name).check_output("systemd-run --unit=listeners python3 -c %s listen " + " ".join(PORTS), PROBE)
+
+
+@pytest.fixture(scope="module")
+def answers(guest, listening):  # noqa: ARG001  # asked when they listen
+    """answers(who, address): the ports of PORTS that answer to `who`."""
+
+    def ask(who, address):
+        command = ["python3", "-c", PROBE, "ask", address, *PORTS]
+        if who in KINDS:
+            text = guest(who).check_output("python3 -c %s ask %s " + " ".join(PORTS), PROBE, address)
+        else:
+            argv = {"computer": lab.current().inside, "phone": lab.current().outside}[who](*command)
+            text = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+        return set(json.loads(text))
+
+    return ask
+
+
+@pytest.mark.parametrize(("who", "target"), INSIDE, ids=[f"{target} from {who}" for who, target in INSIDE])
+def test_inside_each_sees_what_is_documented_for_it(answers, who, target):
+    expected = documented(target, "internal", KINDS.get(who, who))
+    assert answers(who, inventory_of(target)["internal_address"]) == expected
+
+
+@pytest.mark.parametrize("target", OUTSIDE)
+def test_outside_sees_what_is_documented_and_nothing_else(answers, target):
+    assert answers("phone", inventory_of(target)["external_address"]) == documented(target, "external")
+
+
+def test_nobody_outside_reaches_an_internal_address(answers):
+    """Not even of the machine that has both: an address counts on its own network only."""
+    route = [f"{inventory_of('sip-9')['internal_address']}/32", "via", inventory_of("sip-9")["external_address"]]
+    subprocess.run(lab.current().outside("ip", "route", "replace", *route), check=True)
+    try:
+        assert answers("phone", inventory_of("sip-9")["internal_address"]) == set()
+    finally:
+        subprocess.run(lab.current().outside("ip", "route", "del", *route), check=True)
+
+
+def test_nothing_is_routed_between_the_networks(guest):
+    for name in OUTSIDE:
+        assert guest(name).sysctl("net.ipv4.ip_forward") == 0
+        assert "type filter hook forward priority filter; policy drop" in guest(name).check_output("nft list ruleset")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_addresses_are_those_of_the_inventory(guest, name):
+    known = inventory_of(name)
+    links = json.loads(guest(name).check_output("ip -json -4 address show scope global"))
+    found = {link["ifname"]: [a["local"] for a in link["addr_info"]] for link in links}
+    wanted = {
+        n.interface: [known[f"{n.name}_address"]] for n in STACK.networks.values() if f"{n.name}_address" in known
+    }
+    assert found == wanted
+
+
+def test_another_table_survives_a_stop_and_a_start(guest):
+    """RTPEngine has a table of its own: whatever happens to the firewall must not take it along."""
+    machine = guest("media-9")
+    machine.check_output("nft add table ip filter")
+    machine.check_output("systemctl restart nftables.service")
+    assert "table ip filter" in machine.check_output("nft list tables")
+    machine.check_output("nft delete table ip filter")
