@@ -7,6 +7,7 @@ Who a guest belongs to is a note in libvirt's own definition of it.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import shutil
@@ -27,10 +28,13 @@ from voip_stack.inventory import Address, Machine
 from voip_stack.vms import lifecycle, ready, saved, ssh, store
 from voip_stack.vms.connection import connect, connect_if_up, errors
 
-SLOTS = 8
+SLOTS = 12
 _FIRST = 200  # the last byte of slot N's addresses is this plus N
 _OWNER = "urn:voip-stack:guest"
 _TRY = 15  # seconds for one ssh
+# cloud-init has done its work, and would take half of every reboot under emulation to find that out.
+_SETTLE = "touch /etc/cloud/cloud-init.disabled && sync"
+_SYSTEM_UP = "systemctl is-system-running --wait | grep -qE '^(running|degraded)$' && [ ! -e /run/nologin ]"
 _SPARE_MIB = 512  # of this computer's memory, left to others
 _OVERHEAD_MIB = 256  # what QEMU itself takes beside a guest's memory
 
@@ -184,18 +188,21 @@ def create(scenario: str, wanted: Sequence[Wanted], tell: Tell) -> dict[str, Mac
     for name in {w.image for w in wanted}:
         images.prepare()
         images.ensure(name)
-    with connect() as connection, store.locked(f"scenario-{scenario}", seconds=0):
+    with connect() as connection, store.locked(f"scenario-{scenario}", seconds=0), contextlib.ExitStack() as locks:
         mine = {owner.host: name for name, owner in _mine(connection, scenario).items()}
         _require_memory([w for w in wanted if w.host not in mine])
-        guests = {}
-        for want in wanted:
-            with contextlib.ExitStack() as stack:
-                name = mine.get(want.host) or _take(connection, want, stack)
-                guests[want.host] = machine = slot(name, want)
-                domain = lifecycle.find(connection, name)
-                if not (want.host in mine and domain and domain.isActive()):
-                    tell(f"{want.host}: {name}, {machine.internal}")
-                    _restore(connection, machine, me(scenario, want.host), tell)
+        names = {w.host: mine.get(w.host) or _take(connection, w, locks) for w in wanted}
+        guests = {w.host: slot(names[w.host], w) for w in wanted}
+
+        def make(want: Wanted) -> None:
+            machine = guests[want.host]
+            domain = lifecycle.find(connection, machine.name)
+            if not (want.host in mine and domain and domain.isActive()):
+                tell(f"{want.host}: {machine.name}, {machine.internal}")
+                _restore(connection, machine, me(scenario, want.host), tell)
+
+        with concurrent.futures.ThreadPoolExecutor(max(1, len(wanted))) as pool:
+            list(pool.map(make, wanted))
     return guests
 
 
@@ -209,14 +216,14 @@ def _require_memory(wanted: Sequence[Wanted]) -> None:
         )
 
 
-def _take(connection: Any, want: Wanted, stack: contextlib.ExitStack) -> str:
-    """A free slot, locked in `stack`; one that has a template for `want` when there is one."""
+def _take(connection: Any, want: Wanted, locks: contextlib.ExitStack) -> str:
+    """A free slot, locked in `locks`: one that has a template for `want`, else one that has none at all."""
     taken = owners(connection)
     free = [name for name in slot_names() if name not in taken]
-    free.sort(key=lambda name: not _template(slot(name, want)).exists())
+    free.sort(key=lambda name: (not _template(slot(name, want)).exists(), any(root().glob(f"{name}-*"))))
     for name in free:
         with contextlib.suppress(store.BusyError):
-            stack.enter_context(store.locked(f"{name}-guest", seconds=0))
+            locks.enter_context(store.locked(f"{name}-guest", seconds=0))
             domain = lifecycle.find(connection, name)
             if not (domain and _owner(domain)):  # taken while we looked
                 return name
@@ -230,7 +237,7 @@ def _template(machine: Machine) -> Path:
     disk = image.disk.stat()
     sizes = (machine.memory_mib, machine.vcpus, machine.disk_gib, sorted(machine.addresses))
     same = (image.key, disk.st_ino, disk.st_mtime_ns)  # the same recipe made again is another disk
-    parts = (same, sizes, paths.LIBVIRT, ssh.public(ssh.identity()), host.verdict())
+    parts = (same, sizes, _SETTLE, paths.LIBVIRT, ssh.public(ssh.identity()), host.verdict())
     return root() / f"{machine.name}-{machine.image_name}-{digest(*parts)}"
 
 
@@ -243,7 +250,9 @@ def _save(connection: Any, machine: Machine, template: Path, tell: Tell) -> None
     """Boot `machine`, save it, and make the template of what it then is."""
     tell(f"{machine.name}: booted once, then saved")
     vms.create([machine], lambda _name, _what: None, recreate=True)
-    ssh.run(machine.name, "sync", timeout=60)
+    done = ssh.run(machine.name, "sudo", "sh", "-c", _SETTLE, timeout=60)
+    if done.returncode != 0:
+        raise VmError(f"{machine.name} could not be prepared", f"./voip vms.logs {machine.name}", done.stderr)
     partial = template.with_name(f".{template.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, mode=0o700)
@@ -254,7 +263,7 @@ def _save(connection: Any, machine: Machine, template: Path, tell: Tell) -> None
         (files / "disk.qcow2").rename(partial / "layer.qcow2")
         for name in ("seed.iso", "ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"):
             (files / name).rename(partial / name)
-        for older in root().glob(f"{machine.name}-{machine.image_name}-*"):
+        for older in root().glob(f"{machine.name}-*"):
             shutil.rmtree(older)
         partial.rename(template)
     finally:
@@ -301,7 +310,12 @@ def reboot(scenario: str, wanted: Wanted) -> None:
     before = boot_id(_TRY)
     ssh.run(machine.name, "sudo", "systemctl", "--no-block", "reboot", timeout=_TRY)
     with connect() as connection:
-        runs, *_, up = ready.requirements(machine, lifecycle.find(connection, machine.name))
+        runs, *_ = ready.requirements(machine, lifecycle.find(connection, machine.name))
+        up = ready.Requirement(
+            "the system is up",
+            lambda left: ssh.run(machine.name, "sh", "-c", _SYSTEM_UP, timeout=min(left, 60)).returncode == 0,
+            "see its console",
+        )
         rebooted = ready.Requirement(
             "it has rebooted", lambda left: boot_id(left) not in ("", before), "see its console"
         )
