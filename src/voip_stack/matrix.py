@@ -20,10 +20,11 @@ from xml.etree import ElementTree as ET
 
 from voip_stack import cli, paths, settings, ui
 from voip_stack.errors import VoipError
-from voip_stack.scenarios import SCENARIOS, evidence
+from voip_stack.scenarios import SCENARIOS, evidence, variables
 
 SECONDS = 1500  # for one scenario, from destroy to destroy
 _STEP = re.compile(r"\[\w+ > (\w+)\] (Executing$|Executed: (\w+))")
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _TESTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 
 
@@ -42,15 +43,15 @@ class Run:
     failed: str = ""  # the step that failed, or why the run did not end
     step: str = ""  # the step that it is at
     process: subprocess.Popen[str] | None = None
-    stopped: bool = False
+    late: bool = False
 
     @property
     def seconds(self) -> float:
         return sum(seconds for _, seconds in self.steps)
 
-    def stop(self) -> None:
-        """End Molecule and what it has started."""
-        self.stopped = True
+    def stop(self, late: bool = False) -> None:
+        """End Molecule and what it has started; `late`: because its time is over."""
+        self.late = late
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
 
@@ -65,7 +66,9 @@ def molecule() -> str:
 
 
 def scenarios() -> list[str]:
-    return sorted(f.parent.name for f in SCENARIOS.glob("*/molecule.yml"))
+    """All of them; first those that take longest, so that nobody waits for one at the end."""
+    names = sorted(f.parent.name for f in SCENARIOS.glob("*/molecule.yml"))
+    return sorted(names, key=lambda name: not variables(name).get("scenario_first"))
 
 
 def changed(base: str = "main") -> list[str]:
@@ -90,30 +93,38 @@ def changed(base: str = "main") -> list[str]:
 
 
 def test(run: Run, tell: threading.Lock) -> None:
-    """`molecule test`, its output in the run's log. A failed run's guests stay, to be looked at."""
+    """`molecule destroy` and `molecule test`, their output in the run's log. A failed run's guests stay as they are."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [*_LEASH, molecule(), "test", "--scenario-name", run.role, "--destroy", "never"]
-    with run.log.open("w") as file:
-        run.process = subprocess.Popen(
-            command,
-            cwd=paths.REPOSITORY,
-            env={**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        late = threading.Timer(SECONDS, run.stop)
-        late.start()
-        try:
-            _follow(run, file, tell)
-        finally:
-            late.cancel()
-    if run.process.wait() != 0 and not run.failed:
-        step = run.step or "its end"
-        run.failed = f"{step}: not done within {SECONDS} s" if late.finished.is_set() and run.stopped else step
+    late = threading.Timer(SECONDS, run.stop, kwargs={"late": True})
+    late.start()
+    try:
+        with run.log.open("w") as file:
+            # `--destroy never` keeps the guests of an earlier run, too.
+            for arguments in (["destroy"], ["test", "--destroy", "never"]):
+                _run(run, arguments, file, tell)
+                if run.failed:
+                    break
+    finally:
+        late.cancel()
+    if run.late:
+        run.failed = f"{run.failed}: not done within {SECONDS} s"
+
+
+def _run(run: Run, arguments: list[str], file: TextIO, tell: threading.Lock) -> None:
+    with subprocess.Popen(
+        [*_LEASH, molecule(), *arguments, "--scenario-name", run.role],
+        cwd=paths.REPOSITORY,
+        env={**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as run.process:
+        _follow(run, file, tell)
+    if run.process.returncode != 0:
+        run.failed = run.failed or run.step or "its end"
 
 
 def _follow(run: Run, file: TextIO, tell: threading.Lock) -> None:
@@ -122,6 +133,7 @@ def _follow(run: Run, file: TextIO, tell: threading.Lock) -> None:
     assert run.process.stdout  # noqa: S101  # and with a pipe
     begin = time.monotonic()
     for line in run.process.stdout:
+        line = _COLOUR.sub("", line)  # Molecule's failures have some even where nobody wants it  # noqa: PLW2901
         file.write(line)
         file.flush()
         if found := _STEP.search(line.rstrip()):
@@ -130,21 +142,23 @@ def _follow(run: Run, file: TextIO, tell: threading.Lock) -> None:
             if what == "Executing":
                 run.step, begin = step, now
             elif step == run.step:
-                run.steps.append((step, now - begin))
                 run.failed = run.failed or (step if result == "Failed" else "")
                 run.step = ""
+                if step == "destroy" and run.steps:
+                    continue  # `--destroy never`: nothing was done
+                run.steps.append((step, now - begin))
                 with tell:
-                    ui.say(
-                        f"  {run.role:<16} {step:<12} {now - begin:5.0f} s  {'' if result == 'Successful' else result}"
-                    )
+                    word = "" if result == "Successful" else result
+                    ui.say(f"  {run.role:<16} {step:<12} {now - begin:5.0f} s  {word}".rstrip())
         elif line.startswith("=") and " in " in line:
-            run.tests.update({_word(word): int(number) for number, word in _TESTS.findall(line)})
+            for number, word in _TESTS.findall(line):
+                run.tests[_word(word)] += int(number)
 
 
 def reason(log: str) -> list[str]:
     """The lines of Ansible and pytest that say what was wrong, without the rest."""
     lines = [line.rstrip() for line in log.splitlines()]
-    words = ("[ERROR]", "fatal:", "FAILED ", "ERROR ", "E  ", "CRITICAL", "error:")
+    words = ("[ERROR]", "fatal:", "FAILED ", "ERROR test_", "E  ", "error:")
     return [f"    {line[:300]}" for line in lines if line.lstrip().startswith(words)][:20]
 
 

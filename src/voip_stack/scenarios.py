@@ -81,11 +81,15 @@ def create(scenario: str) -> None:
     store.write(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory", "guests.json"), json.dumps(inventory))
 
 
+def variables(scenario: str) -> dict[str, Any]:
+    """The variables of all hosts of `scenario`."""
+    return dict(yaml.safe_load((SCENARIOS / scenario / "hosts.yml").read_text())["all"].get("vars", {}))
+
+
 def evidence(scenario: str) -> str:
     """Why `scenario` failed, as its guests tell: journals, the configuration's check, the console, the way in."""
-    file = SCENARIOS / scenario / "hosts.yml"
-    names = [guest.host for guest in wanted(file)]
-    variables = yaml.safe_load(file.read_text())["all"].get("vars", {})
+    names = [guest.host for guest in wanted(SCENARIOS / scenario / "hosts.yml")]
+    looks = variables(scenario)
     there = guests.guests_of(scenario)
     first = there.get(names[0])
     if first is None:
@@ -94,10 +98,10 @@ def evidence(scenario: str) -> str:
     for name in filter(there.get, names):
         listed = ssh.run(there[name], "systemctl", "list-units", "--failed", "--plain", "--no-legend", timeout=_LOOK)
         units = [line.split()[0] for line in listed.stdout.splitlines() if line]
-        if name == names[0] and variables["scenario_unit"] not in units:
-            units.append(variables["scenario_unit"])
+        if name == names[0] and looks["scenario_unit"] not in units:
+            units.append(looks["scenario_unit"])
         parts += [provision.journal(there[name], unit).replace(f" on {there[name]} ", f" on {name} ") for unit in units]
-    check = variables["scenario_check"]
+    check = looks["scenario_check"]
     said = ssh.run(first, "sudo", "sh", "-c", f"({check}) 2>&1 | tail -n 15", timeout=_LOOK).stdout.rstrip()
     parts.append(f"--- {check}\n{said or 'nothing to say'}")
     console = store.console_log(first).read_text(errors="replace").splitlines()[-12:]

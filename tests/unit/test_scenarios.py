@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-import yaml
 
 from voip_stack import guests, matrix, mutants, scenarios
 from voip_stack.errors import InventoryError, VmError
@@ -108,13 +108,64 @@ def test_each_mutant_finds_what_it_breaks(mutant: mutants.Mutant, tmp_path: Path
 
 def test_every_role_has_a_scenario_and_mutants() -> None:
     roles = sorted(d.name for d in mutants._ROLES.iterdir())
-    assert matrix.scenarios() == roles
+    assert sorted(matrix.scenarios()) == roles
     assert sorted({m.role for m in mutants.load()}) == roles
 
 
 @pytest.mark.parametrize("role", matrix.scenarios())
 def test_every_scenario_refuses_two_bad_values_and_says_what_to_look_at(role: str) -> None:
-    variables = yaml.safe_load((scenarios.SCENARIOS / role / "hosts.yml").read_text())["all"]["vars"]
+    variables = scenarios.variables(role)
     assert len(variables["refused"]) >= 2
     assert variables["scenario_unit"]
     assert variables["scenario_check"]
+
+
+LOG = """
+INFO     [kamailio > destroy] Executing
+INFO     [kamailio > destroy] Executed: Successful
+INFO     [kamailio > converge] Executing
+INFO     [kamailio > converge] Executed: Successful
+INFO     [kamailio > verify] Executing
+INFO     [kamailio > verify] Executing Testinfra tests found in molecule/kamailio/...
+E       assert 401 == 200
+FAILED test_kamailio.py::test_a_phone_registers - assert 401 == 200
+============== 1 failed, 19 passed, 1 error in 91.11s (0:01:31) ===============
+ERROR    [kamailio > verify] \x1b[31mExecuted: Failed\x1b[0m
+"""
+
+
+PLAIN = LOG.replace("\x1b[31m", "").replace("\x1b[0m", "")
+
+
+def test_a_run_is_followed_by_what_molecule_says(tmp_path: Path) -> None:
+    run = matrix.Run("kamailio", tmp_path / "log")
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run.process,
+        run.log.open("w") as log,
+    ):
+        assert run.process.stdin
+        run.process.stdin.write(LOG)
+        run.process.stdin.close()
+        matrix._follow(run, log, threading.Lock())
+    assert run.log.read_text() == PLAIN
+    assert [step for step, _ in run.steps] == ["destroy", "converge", "verify"]
+    assert run.failed == "verify"
+    assert run.tests == {"passed": 19, "failed": 2}
+
+
+def test_a_run_that_ends_early_is_at_a_step(tmp_path: Path) -> None:
+    run = matrix.Run("kamailio", tmp_path / "log")
+    lines = "INFO     [kamailio > converge] Executing\n"
+    with (
+        subprocess.Popen(["echo", "-n", lines], stdout=subprocess.PIPE, text=True) as run.process,
+        run.log.open("w") as log,
+    ):
+        matrix._follow(run, log, threading.Lock())
+    assert run.step == "converge"
+
+
+def test_what_was_wrong_is_said_without_the_rest() -> None:
+    assert [line.strip() for line in matrix.reason(PLAIN)] == [
+        "E       assert 401 == 200",
+        "FAILED test_kamailio.py::test_a_phone_registers - assert 401 == 200",
+    ]
