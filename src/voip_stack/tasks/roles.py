@@ -1,0 +1,14 @@
+"""The roles: a new one, with its scenario."""
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from voip_stack import paths, roles, ui
+
+
+@task(positional=["name"], help={"name": "small letters, digits and _"})
+def new(_c: Context, name: str) -> None:
+    """Make a role with its scenario that pass as they are: a place to start from."""
+    for file in roles.new(name):
+        ui.say(str(file.relative_to(paths.REPOSITORY)))
+    ui.say(f"Next: molecule test -s {name}. Then put your daemon in place of the echo (docs/roles.md).")

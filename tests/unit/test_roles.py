@@ -1,0 +1,38 @@
+"""What `roles.new` makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from voip_stack import roles
+from voip_stack.errors import VoipError
+
+
+def test_a_new_role_has_everything_under_its_own_name(tmp_path: Path) -> None:
+    made = roles.new("nfs_server", tmp_path)
+    assert tmp_path / "ansible/roles/nfs_server/templates/nfs_server.service.j2" in made
+    assert tmp_path / "molecule/nfs_server/test_nfs_server.py" in made
+    assert not any("skeleton" in file.read_text() for file in made)
+
+
+def test_its_specification_mirrors_its_defaults(tmp_path: Path) -> None:
+    roles.new("nfs_server", tmp_path)
+    role = tmp_path / "ansible/roles/nfs_server"
+    defaults = yaml.safe_load((role / "defaults/main.yml").read_text())
+    options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+    assert {name: option["default"] for name, option in options.items()} == defaults
+
+
+@pytest.mark.parametrize("name", ["NFS", "nfs-server", "2nd", "../x", "skeleton", ""])
+def test_a_bad_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(VoipError, match="no name for a role"):
+        roles.new(name, tmp_path)
+
+
+def test_a_role_that_exists_is_not_touched(tmp_path: Path) -> None:
+    roles.new("nfs_server", tmp_path)
+    with pytest.raises(VoipError, match="is there already"):
+        roles.new("nfs_server", tmp_path)
