@@ -6,6 +6,7 @@ Runs on guests and on this computer with nothing but Python. A port that is take
 import contextlib
 import errno
 import json
+import os
 import select
 import socket
 import sys
@@ -46,6 +47,7 @@ def ask(address, words):
     for word in words:
         kind, port = split(word)
         client = socket.socket(socket.AF_INET, kind)
+        client.bind((os.environ.get("PROBE_FROM", ""), 0))  # as one of this machine's addresses
         client.setblocking(False)
         client.connect_ex((address, port))
         waiting[client] = word
