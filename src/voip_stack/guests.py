@@ -253,7 +253,7 @@ def _save(connection: Any, machine: Machine, template: Path, tell: Tell) -> None
     done = ssh.run(machine.name, "sudo", "sh", "-c", _SETTLE, timeout=60)
     if done.returncode != 0:
         raise VmError(f"{machine.name} could not be prepared", f"./voip vms.logs {machine.name}", done.stderr)
-    partial = template.with_name(f".{template.name}.{os.getpid()}")
+    partial = template.with_name(f".{machine.name}")  # also of a killed save: the slot is ours alone
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, mode=0o700)
     try:
