@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -331,11 +332,22 @@ def destroy(scenario: str, tell: Tell) -> None:
     with connect_if_up() as connection:
         if connection is None:
             return
-        for name in _mine(connection, scenario):
+        for name, owner in _mine(connection, scenario).items():
+            _end_orphans(owner)
             tell(f"{name} removed")
             vms.destroy([name], lambda _name, _what: None)
         for name in _abandoned(connection):
             tell(f"{name}: removed what a killed run left")
+
+
+def _end_orphans(owner: Owner) -> None:
+    """End what a killed run has left running: its Ansible would go on with the next guest at the same address.
+
+    A process group outlives its leader, and nobody gets the leader's number as long as it does.
+    """
+    if not _ps(owner.pid, "pid="):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(owner.pid, signal.SIGTERM)
 
 
 def _abandoned(connection: Any) -> Iterator[str]:

@@ -98,6 +98,7 @@ def test(run: Run, tell: threading.Lock) -> None:
     late = threading.Timer(SECONDS, run.stop, kwargs={"late": True})
     late.start()
     try:
+        run.log.unlink(missing_ok=True)  # another run of this scenario may still write to it
         with run.log.open("w") as file:
             # `--destroy never` keeps the guests of an earlier run, too.
             for arguments in (["destroy"], ["test", "--destroy", "never"]):
@@ -159,9 +160,15 @@ def _follow(run: Run, file: TextIO, tell: threading.Lock) -> None:
 
 def reason(log: str) -> list[str]:
     """The lines of Ansible and pytest that say what was wrong, without the rest."""
-    lines = [line.rstrip() for line in log.splitlines()]
-    words = ("[ERROR]", "fatal:", "FAILED ", "ERROR test_", "E  ", "error:")
-    return [f"    {line[:300]}" for line in lines if line.lstrip().startswith(words)][:20]
+    found: list[str] = []
+    message = False  # Ansible's goes on until it says where the task stands
+    for line in map(str.rstrip, log.splitlines()):
+        message = line.startswith("[ERROR]") or (
+            message and not line.startswith(("Origin:", "fatal:", "TASK ", "PLAY "))
+        )
+        if line and (message or line.startswith(("FAILED ", "ERROR test_", "E  ", "error:"))):
+            found.append(f"    {line[:300]}")
+    return found[:20]
 
 
 def junit(runs: list[Run], file: Path) -> None:
@@ -215,7 +222,9 @@ def main() -> None:
     for run in runs:
         if run.failed:
             ui.say(f"\n{run.role} failed at {run.failed}:")
-            ui.say("\n".join([*reason(run.log.read_text()), evidence(run.role), f"    the whole log: {run.log}", ""]))
+            # Before that step, the guests are not this run's.
+            looks = [] if run.failed == "destroy" else [evidence(run.role)]
+            ui.say("\n".join([*reason(run.log.read_text()), *looks, f"    the whole log: {run.log}", ""]))
     junit(runs, paths.REPOSITORY / "junit" / "molecule.xml")
     rows = [
         (r.role, f"failed: {r.failed}" if r.failed else "passed", sum(r.tests.values()), f"{r.seconds:7.0f}")

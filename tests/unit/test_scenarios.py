@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections import Counter
@@ -12,7 +14,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from voip_stack import guests, matrix, mutants, scenarios
-from voip_stack.errors import InventoryError, VmError
+from voip_stack.deadline import Deadline
+from voip_stack.errors import HostError, InventoryError, VmError
 from voip_stack.guests import Owner, Wanted
 
 HOSTS = """
@@ -169,3 +172,43 @@ def test_what_was_wrong_is_said_without_the_rest() -> None:
         "E       assert 401 == 200",
         "FAILED test_kamailio.py::test_a_phone_registers - assert 401 == 200",
     ]
+
+
+def test_what_ansible_says_is_kept_whole() -> None:
+    log = """
+TASK [Call the VM library] ****
+[ERROR]: Task failed: Action failed: error: the scenario common is held by process 7
+
+  wait for it to end, or end it: kill 7
+Origin: molecule/shared/tasks/library.yml:11:3
+
+fatal: [localhost]: FAILED! => {"msg": "error: the scenario common is held by process 7"}
+"""
+    assert [line.strip() for line in matrix.reason(log)] == [
+        "[ERROR]: Task failed: Action failed: error: the scenario common is held by process 7",
+        "wait for it to end, or end it: kill 7",
+    ]
+
+
+def test_too_little_memory_is_said_before_anything_starts() -> None:
+    with pytest.raises(HostError, match="2 guests need 2000512 MiB of memory"):
+        guests._require_memory([Wanted("a", memory_mib=1_000_000), Wanted("b", memory_mib=1_000_000)])
+    guests._require_memory([])
+
+
+def test_the_orphans_of_a_killed_run_are_ended_and_nobody_else() -> None:
+    """A process group whose leader is dead goes; one whose leader lives is somebody's."""
+    script = "sleep 60 & echo $!; [ $1 = dies ] || wait"
+    for fate in ("dies", "lives"):
+        with subprocess.Popen(
+            ["sh", "-c", script, "sh", fate], start_new_session=True, stdout=subprocess.PIPE, text=True
+        ) as leader:
+            assert leader.stdout
+            child = int(leader.stdout.readline())
+            if fate == "dies":
+                leader.wait()
+            guests._end_orphans(Owner("common", "", "common-1", leader.pid, "some time"))
+            gone = Deadline(5).wait(lambda pid=child: guests._ps(pid, "stat=")[:1] in ("", "Z"), every=0.05)
+            assert gone == (fate == "dies")
+            if not gone:
+                os.killpg(leader.pid, signal.SIGKILL)
