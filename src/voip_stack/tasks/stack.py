@@ -70,6 +70,6 @@ def bake_all(names: list[str], steps: ui.Steps) -> None:
 
 
 @task(help={"sessions": "Nox sessions, comma-separated"})
-def test(c: Context, sessions: str = "lint,unit,integration") -> None:
+def test(c: Context, sessions: str = "lint,unit,molecule,integration") -> None:
     """Run the tests: lint, unit, every role alone, and the full stack with real calls."""
     c.run("nox --sessions " + " ".join(sessions.split(",")), pty=False)
