@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,18 @@ def stack() -> inventory.Inventory:
     if down:
         pytest.exit(f"not up: {', '.join(down)}. First: ./voip up", returncode=3)
     return stack
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """End the run at a machine that died: every later test would wait for it, and fail for no reason of its own."""
+    report = yield
+    if report.failed and "stack" in getattr(item, "fixturenames", ()):
+        dead = [s.name for s in vms.status(list(inventory.load().machines.values())) if not s.ssh]
+        report.sections += [(f"{name} does not answer", vms.console_end(name, 60)) for name in dead]
+        if dead:
+            item.session.shouldfail = f"{', '.join(dead)} died during {item.nodeid}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import libvirt
 import pytest
@@ -54,6 +55,14 @@ def test_the_domain_is_valid_for_libvirt(
     xml.write_text(domain.render(MACHINE, image, hardware, _links(interface), tmp_path))
     done = subprocess.run(["virt-xml-validate", str(xml), "domain"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_only_an_emulated_guest_is_kept_to_one_processor(image: Image, tmp_path: Path) -> None:
+    def processors(hardware: Hardware) -> str | None:
+        return ET.fromstring(domain.render(MACHINE, image, hardware, [], tmp_path)).findtext("vcpu")  # noqa: S314
+
+    assert processors(TCG) == "1"
+    assert processors(KVM) == str(MACHINE.vcpus) != "1"
 
 
 def test_interfaces_keep_the_order_of_the_inventory(image: Image, tmp_path: Path) -> None:

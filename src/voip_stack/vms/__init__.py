@@ -13,10 +13,11 @@ from voip_stack.vms.saved import revert, snapshot, snapshots
 from voip_stack.vms.ssh import argv as ssh_argv
 from voip_stack.vms.ssh import run as ssh_run
 from voip_stack.vms.state import Status, status
-from voip_stack.vms.store import console_log
+from voip_stack.vms.store import console_end, console_log
 
 __all__ = [
     "Status",
+    "console_end",
     "console_log",
     "create",
     "destroy",

@@ -51,10 +51,11 @@ def status(machines: Sequence[Machine]) -> list[Status]:
 
 
 def _status(machine: Machine, domain: Any, state: str = "absent") -> Status:
-    image, uptime = "", None
+    image, uptime, vcpus = "", None, machine.vcpus
     if domain is not None:
         with errors(machine.name):
             state = _STATES.get(domain.state()[0], "unknown")
+            vcpus = domain.info()[3]
         image = "current" if image_key(domain) == images.key(machine.image_name) else "older"
         if state == "running":
             done = ssh.run(machine.name, "cat", "/proc/uptime", timeout=_SSH_SECONDS)
@@ -64,7 +65,7 @@ def _status(machine: Machine, domain: Any, state: str = "absent") -> Status:
         state=state,
         internal=str(machine.internal),
         external=str(machine.external or ""),
-        vcpus=machine.vcpus,
+        vcpus=vcpus,
         memory_mib=machine.memory_mib,
         disk_mib=store.bytes_used(machine.name) // 1024**2,
         ssh=uptime is not None,
