@@ -18,7 +18,7 @@ UDP_PORTS = "53,69,111,123,161,514,2049,2223,2224,4569,5004,5060,5061,5080,5090,
 
 def scan(argv: Callable[..., list[str]], address: str, *options: str) -> set[int]:
     """The ports of `address` that nmap finds open; `open|filtered` (no answer to UDP) is not open."""
-    command = argv("nmap", "-Pn", "-n", "--max-retries", "2", "--min-rate", "3000", "-oX", "-", *options, address)
+    command = argv("nmap", "-Pn", "-n", "--max-retries", "2", "--min-rate", "10000", "-oX", "-", *options, address)
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
     root = ET.fromstring(done.stdout)  # noqa: S314  # nmap's own output
     assert root.find("host") is not None, f"nmap did not scan {address}"
