@@ -19,6 +19,7 @@ from voip_stack.inventory import Address
 
 STACK = inventory.load()
 PBX = Address(inventory_of("asterisk-1")["internal_address"])
+RTP_PORTS = next(s.ports for s in STACK.services if s.name == "pbx-rtp")
 COMPUTER = STACK.networks["internal"].computer
 
 # One request over UDP, and the first line of what comes back; for guests that have nothing but Python.
@@ -91,6 +92,7 @@ def test_the_echo_sends_the_callers_sound_back_and_a_cdr_tells(proxy, cdrs, tran
     heard = capture.heard_by(caller)
     assert heard.tone_hz == pytest.approx(caller.tone_hz, abs=5)
     assert heard.level_dbm0 > -30
+    assert all(s.source_port in RTP_PORTS for s in capture.recording().streams_to(caller.address))
     assert Deadline(60).wait(lambda: len(cdrs("600")) > before, every=1)
     disposition, seconds = cdrs("600")[-1]
     assert disposition == "ANSWERED"

@@ -20,7 +20,7 @@ from xml.etree import ElementTree as ET
 
 from voip_stack import cli, paths, settings, ui
 from voip_stack.errors import VoipError
-from voip_stack.scenarios import SCENARIOS, evidence, variables
+from voip_stack.scenarios import SCENARIOS, evidence, roles, variables
 
 SECONDS = 1500  # for one scenario, from destroy to destroy
 _STEP = re.compile(r"\[\w+ > (\w+)\] (Executing$|Executed: (\w+))")
@@ -82,13 +82,14 @@ def changed(base: str = "main") -> list[str]:
         raise VoipError(f"git can't compare with the branch {base}", "name the roles instead", done.stderr)
     new = ["git", "-C", str(paths.REPOSITORY), "ls-files", "--others", "--exclude-standard"]
     files = done.stdout.split("\n") + subprocess.run(new, capture_output=True, text=True, check=True).stdout.split("\n")
-    every = ("molecule/shared/", "molecule/conftest.py", ".config/molecule/", "ansible/inventory/", "libvirt/", "src/")
+    shared = ("molecule/shared/", "molecule/conftest.py", ".config/molecule/", "libvirt/", "src/")
+    every = (*shared, "ansible/ansible.cfg", "ansible/inventory/", "ansible/plugins/")
     if any(file.startswith(every) for file in files):
         return scenarios()
     return [
-        role
-        for role in scenarios()
-        if any(file.startswith((f"molecule/{role}/", f"ansible/roles/{role}/")) for file in files)
+        name
+        for name in scenarios()
+        if any(file.startswith((f"molecule/{name}/", *(f"ansible/roles/{r}/" for r in roles(name)))) for file in files)
     ]
 
 
@@ -110,7 +111,12 @@ def test(run: Run, tell: threading.Lock) -> None:
     if run.late:
         run.failed = f"{run.failed}: not done within {SECONDS} s"
     if not run.failed:
-        remove(run.role)  # at once: idle guests take processor time from the others, and slots
+        try:
+            remove(run.role)  # at once: idle guests take processor time from the others, and slots
+        except subprocess.CalledProcessError as error:
+            with run.log.open("a") as file:
+                file.write(error.stdout + error.stderr)
+            run.failed = "destroy"
 
 
 def _run(run: Run, arguments: list[str], file: TextIO, tell: threading.Lock) -> None:
@@ -181,6 +187,9 @@ def junit(runs: list[Run], file: Path) -> None:
             case = ET.SubElement(suite, "testcase", classname=f"molecule.{run.role}", name=step, time=f"{seconds:.1f}")
             if step == run.failed:
                 ET.SubElement(case, "failure", message=f"see {run.log}")
+        if run.failed and run.failed not in dict(run.steps):
+            case = ET.SubElement(suite, "testcase", classname=f"molecule.{run.role}", name=run.failed)
+            ET.SubElement(case, "failure", message=f"see {run.log}")
     file.parent.mkdir(exist_ok=True)
     ET.ElementTree(top).write(file, encoding="unicode", xml_declaration=True)
 
@@ -188,7 +197,7 @@ def junit(runs: list[Run], file: Path) -> None:
 def remove(role: str) -> None:
     """`molecule destroy`, quietly: the run's own log has what matters."""
     command = [molecule(), "destroy", "--scenario-name", role]
-    subprocess.run(command, cwd=paths.REPOSITORY, capture_output=True, check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(command, cwd=paths.REPOSITORY, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
 
 
 def main() -> None:

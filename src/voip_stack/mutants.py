@@ -25,7 +25,7 @@ from voip_stack.errors import VoipError
 TABLE = paths.REPOSITORY / "molecule" / "mutants.yml"
 _ROLES = paths.ANSIBLE / "roles"
 _SNAPSHOT = "healthy"
-_FAILED = re.compile(r"^FAILED \S*::(\S+)|^TASK \[(.*?)\]", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) \S*::(\S+)|^TASK \[(.*?)\]", re.MULTILINE)
 
 
 @dataclass(frozen=True)

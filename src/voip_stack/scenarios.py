@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def create(scenario: str) -> None:
 def variables(scenario: str) -> dict[str, Any]:
     """The variables of all hosts of `scenario`."""
     return dict(yaml.safe_load((SCENARIOS / scenario / "hosts.yml").read_text())["all"].get("vars", {}))
+
+
+def roles(scenario: str) -> set[str]:
+    """The roles that `scenario` applies to its hosts, the peers' too."""
+
+    def found(node: Any) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            yield from value if key == "scenario_roles" else found(value)
+
+    return set(found(yaml.safe_load((SCENARIOS / scenario / "hosts.yml").read_text())))
 
 
 def evidence(scenario: str) -> str:

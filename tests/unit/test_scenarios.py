@@ -101,6 +101,18 @@ def test_junit_names_the_step_that_failed(tmp_path: Path) -> None:
     assert [case.get("name") for case in suite if len(case)] == ["verify"]
 
 
+def test_junit_has_a_failure_for_what_no_step_was(tmp_path: Path) -> None:
+    run = matrix.Run("common", tmp_path / "log", [("converge", 3.0)], Counter(), failed="verify: not done within 9 s")
+    matrix.junit([run], tmp_path / "molecule.xml")
+    suite = ET.fromstring((tmp_path / "molecule.xml").read_text())[0]  # noqa: S314  # ours
+    assert [case.get("name") for case in suite if len(case)] == ["verify: not done within 9 s"]
+
+
+def test_a_scenario_depends_on_the_roles_of_its_peers() -> None:
+    assert scenarios.roles("kamailio") == {"kamailio", "postgresql", "rtpengine"}
+    assert scenarios.roles("network_config") == {"network_config"}
+
+
 @pytest.mark.parametrize("mutant", mutants.load(), ids=lambda m: f"{m.role}: {m.name}")
 def test_each_mutant_finds_what_it_breaks(mutant: mutants.Mutant, tmp_path: Path) -> None:
     role = mutants._ROLES / mutant.role
