@@ -45,10 +45,12 @@ def up() -> str:
 def test_without_kernel_forwarding_the_proof_fails_and_up_mends_it(stack: inventory.Inventory) -> None:
     machines = provisioned(stack)
     provision.run(only_tags="rtpengine", extra_vars=["rtpengine_table=-1"])
-    assert "media-1" in provision.stale(machines)
-    with pytest.raises(CallError, match="not forwarded in the kernel"):
-        calls.verify()
-    up()
+    try:
+        assert "media-1" in provision.stale(machines)
+        with pytest.raises(CallError, match="not forwarded in the kernel"):
+            calls.verify()
+    finally:
+        up()
     assert provision.stale(machines) == []
 
 

@@ -106,6 +106,7 @@ def test_junit_has_a_failure_for_what_no_step_was(tmp_path: Path) -> None:
     matrix.junit([run], tmp_path / "molecule.xml")
     suite = ET.fromstring((tmp_path / "molecule.xml").read_text())[0]  # noqa: S314  # ours
     assert [case.get("name") for case in suite if len(case)] == ["verify: not done within 9 s"]
+    assert suite.get("tests") == str(len(suite)) == "2"
 
 
 def test_a_scenario_depends_on_the_roles_of_its_peers() -> None:
