@@ -18,6 +18,7 @@ from typing import Any
 
 import libvirt
 
+from voip_stack import host
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
 from voip_stack.vms import ready, ssh, store, tools
@@ -25,7 +26,6 @@ from voip_stack.vms.connection import connect, errors
 from voip_stack.vms.lifecycle import find, in_parallel, require_running, switch_off, teller
 from voip_stack.vms.ready import Progress
 
-_CLOCK_SECONDS = 60  # for a restored machine to answer and take the time
 # The clock of the guest's board follows the computer's; the kernel's own slept with the guest.
 _SET_CLOCK = "date --utc --set=@$(cat /sys/class/rtc/rtc0/since_epoch)"
 
@@ -163,6 +163,7 @@ def set_clocks(machines: Sequence[Machine]) -> None:
             return ssh.run(machine.name, "sudo", "sh", "-c", _SET_CLOCK, timeout=min(left, 15)).returncode == 0
 
         need = ready.Requirement("ssh answers and the clock is set", set_clock, f"./voip vms.logs {machine.name}")
-        ready.wait(machine, [need], _CLOCK_SECONDS, lambda _name, _what: None, stop)
+        # Seconds on an idle computer; beside machines that boot or compile, an emulated one may take minutes.
+        ready.wait(machine, [need], ready.timeout(host.verdict() or "tcg"), lambda _name, _what: None, stop)
 
     in_parallel(machines, work)
