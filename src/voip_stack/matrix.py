@@ -29,7 +29,7 @@ _TESTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 
 
 # Ends with us, even when we are killed; where there is no such tool (macOS), at the next line that it prints.
-_LEASH = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+LEASH = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 @dataclass
@@ -121,7 +121,7 @@ def test(run: Run, tell: threading.Lock) -> None:
 
 def _run(run: Run, arguments: list[str], file: TextIO, tell: threading.Lock) -> None:
     with subprocess.Popen(
-        [*_LEASH, molecule(), *arguments, "--scenario-name", run.role],
+        [*LEASH, molecule(), *arguments, "--scenario-name", run.role],
         cwd=paths.REPOSITORY,
         env={**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,

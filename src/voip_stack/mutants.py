@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,9 @@ from voip_stack.errors import VoipError
 TABLE = paths.REPOSITORY / "molecule" / "mutants.yml"
 _ROLES = paths.ANSIBLE / "roles"
 _SNAPSHOT = "healthy"
-_FAILED = re.compile(r"^(?:FAILED|ERROR) \S*::(\S+)|^TASK \[(.*?)\]", re.MULTILINE)
+_TEST = re.compile(r"^(?:FAILED|ERROR) \S*::(\S+)", re.MULTILINE)
+_TASK = re.compile(r"^(?:TASK|RUNNING HANDLER) \[(.*?)\]", re.MULTILINE)
+_FATAL = re.compile(r"^(?:fatal|failed): \[", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ def load() -> list[Mutant]:
     ]
 
 
-def _molecule(command: str, role: str, roles: Path) -> subprocess.CompletedProcess[str]:
-    """A command of Molecule with `roles` before the repository's own; its output is added to the role's log."""
+def _molecule(command: str, role: str, roles: Path) -> tuple[int | None, str]:
+    """A command of Molecule with `roles` before the repository's own: its exit status and output.
+
+    The status is None when its time ran out. The output is added to the role's log.
+    """
     environment = {**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTEST_ADDOPTS": "--exitfirst"}
     environment["ANSIBLE_ROLES_PATH"] = f"{roles}:{_ROLES}"
-    argv = [matrix.molecule(), command, "--scenario-name", role]
-    done = subprocess.run(
-        argv,
+    with subprocess.Popen(
+        [*matrix.LEASH, matrix.molecule(), command, "--scenario-name", role],
         cwd=paths.REPOSITORY,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -71,23 +76,53 @@ def _molecule(command: str, role: str, roles: Path) -> subprocess.CompletedProce
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        check=False,
-        timeout=matrix.SECONDS,
-    )
+        start_new_session=True,
+    ) as process:
+        late = False
+        try:
+            output, _ = process.communicate(timeout=matrix.SECONDS)
+        except subprocess.TimeoutExpired:
+            late = True
+            os.killpg(process.pid, signal.SIGTERM)  # Ansible and the tests, too
+            output, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+    with _log(role).open("a") as file:
+        file.write(output)
+    return None if late else process.returncode, output
+
+
+def _log(role: str) -> Path:
     log = settings.load().cache_dir / "logs" / "mutants" / f"{role}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        file.write(done.stdout)
-    return done
+    return log
+
+
+def culprit(command: str, output: str) -> str:
+    """The test, or the task of Ansible, that `output` of a failed Molecule command names; empty when it names none."""
+    if command == "verify":
+        tests = _TEST.findall(output)
+        return tests[-1] if tests else ""
+    fatal = list(_FATAL.finditer(output))
+    tasks = _TASK.findall(output, 0, fatal[-1].start()) if fatal else []
+    return tasks[-1] if tasks else ""
 
 
 def _caught(role: str, roles: Path) -> str:
-    """What notices that the role in `roles` is broken; empty when nothing does."""
+    """What notices that the role in `roles` is broken; empty when nothing does.
+
+    Raises VoipError when Molecule fails for a reason of its own.
+    """
     for command in ("converge", "verify"):
-        done = _molecule(command, role, roles)
-        if done.returncode != 0:
-            found = [test or task for test, task in _FAILED.findall(done.stdout)]
-            return f"{command}: {found[-1] if found else 'see the log'}"
+        status, output = _molecule(command, role, roles)
+        if status is None:
+            return f"{command}: not done within {matrix.SECONDS} s"
+        if status != 0:
+            found = culprit(command, output)
+            if not found:
+                raise VoipError(f"{role}: {command} failed, and no test or task did", f"see {_log(role)}")
+            return f"{command}: {found}"
     return ""
 
 
@@ -101,7 +136,7 @@ def run(role: str, mutants: list[Mutant]) -> list[tuple[Mutant, str, float]]:
         roles = Path(work)
         ui.say(f"{role}: as it is")
         for command in ("destroy", "converge", "verify"):
-            if _molecule(command, role, roles).returncode != 0:
+            if _molecule(command, role, roles)[0] != 0:
                 raise VoipError(f"{role} is red as it is, at {command}", f"mend it first: nox -s molecule -- {role}")
         there, asked = guests.guests_of(role), scenarios.wanted(scenarios.SCENARIOS / role / "hosts.yml")
         machines = [guests.slot(there[want.host], want) for want in asked]

@@ -203,6 +203,21 @@ fatal: [localhost]: FAILED! => {"msg": "error: the scenario common is held by pr
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "output", "named"),
+    [
+        ("converge", "TASK [a : one] **\nok: [x]\n\nTASK [a : two] **\nfatal: [x]: FAILED!\n\nPLAY RECAP\n", "a : two"),
+        ("converge", "TASK [one]\nfatal: [x]: UNREACHABLE!\nTASK [rescued]\nok: [x]\n", "one"),
+        ("converge", "RUNNING HANDLER [a : Restart] **\nfailed: [x] (item=y)\n", "a : Restart"),
+        ("converge", "TASK [a : one] **\nok: [x]\nTraceback\n", ""),
+        ("verify", "ERROR test_a.py::test_one - no\nFAILED test_a.py::test_two[x] - no\n", "test_two[x]"),
+        ("verify", "TASK [a : one] **\n", ""),
+    ],
+)
+def test_a_break_is_caught_by_a_test_or_a_task_and_by_nothing_else(command: str, output: str, named: str) -> None:
+    assert mutants.culprit(command, output) == named
+
+
 def test_too_little_memory_is_said_before_anything_starts() -> None:
     with pytest.raises(HostError, match="2 guests need 2000512 MiB of memory"):
         guests._require_memory([Wanted("a", memory_mib=1_000_000), Wanted("b", memory_mib=1_000_000)])
