@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,13 @@ from voip_stack.calls.phone import TONES_HZ, Phone
 Ssh = Callable[..., str]
 
 NUMBERS = ("2901", "2902", "2903")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Figures that tests have measured (record_property), at the end of the run."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""rtp.py ADDRESS PORT TO-ADDRESS TO-PORT SECONDS: sends 50 packets of G.711 a second, prints how many went and came.
+"""rtp.py ADDRESS PORT TO-ADDRESS TO-PORT SECONDS: sends 50 packets of G.711 a second.
+
+Prints how many went and came, and the longest time in seconds between two that came.
 
 RFC 3550 and 3551: version 2, payload type 0, 160 samples a packet. Runs with nothing but Python.
 """
@@ -21,6 +23,7 @@ media.bind((address, port))
 media.setblocking(False)
 sent = received = 0
 begin = time.monotonic()
+came, gap = None, 0.0
 while (now := time.monotonic()) < begin + seconds + 1:
     if now < begin + seconds and now >= begin + sent * 0.02:
         header = struct.pack("!BBHII", 0x80, 0, sent & 0xFFFF, sent * 160, port)
@@ -29,6 +32,8 @@ while (now := time.monotonic()) < begin + seconds + 1:
     try:
         while True:
             received += media.recv(2000)[0] == 0x80
+            gap = max(gap, now - (came or now))
+            came = now
     except BlockingIOError:
         time.sleep(0.005)
-print(json.dumps({"sent": sent, "received": received}))
+print(json.dumps({"sent": sent, "received": received, "gap": gap}))

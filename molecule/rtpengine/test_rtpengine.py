@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from guests import inventory_of
+from guests import inventory_of, secret
 
 from voip_stack import inventory, lab
 from voip_stack.calls.probes import parse_metrics
@@ -22,6 +22,8 @@ PBX = str(inventory.load().networks["internal"].computer)
 RTP = Path(__file__).with_name("rtp.py")
 SECONDS = 10  # of media: the daemon hands a stream to the kernel about 3 s after its first packet
 PACKETS = SECONDS * 50
+GAP = 12  # seconds of silence, at the most, from the daemon's death until media flows again
+SECRETS = "/etc/rtpengine/secrets.env"
 
 
 def ng(command, **values):
@@ -93,37 +95,60 @@ sys.exit(note not in lzma.open(sys.argv[2]).read())
     assert host.run("python3 -c %s %s %s", same, name, file).rc == 0, "the module in memory is another one"
 
 
+class Session:
+    """A session that both ends send media through, from outside and from inside, for `seconds`."""
+
+    def __init__(self, seconds):
+        self.names = {"call-id": uuid.uuid4().hex, "from-tag": "a"}
+        flags = {"replace": ["origin", "session-connection"], "ICE": "remove"}
+        # The side that a message comes from is named first.
+        offer = ng("offer", sdp=sdp(PHONE, 6000), direction=["external", "internal"], **self.names, **flags)
+        assert offer["result"] == "ok", offer
+        self.names["to-tag"] = "b"
+        answer = ng("answer", sdp=sdp(PBX, 7000), direction=["internal", "external"], **self.names, **flags)
+        assert answer["result"] == "ok", answer
+        self.told = {"inside": media_of(offer["sdp"]), "outside": media_of(answer["sdp"])}
+        ends = {
+            "outside": lab.current().outside("python3", str(RTP), PHONE, "6000", *self.told["outside"], str(seconds)),
+            "inside": lab.current().inside("python3", str(RTP), PBX, "7000", *self.told["inside"], str(seconds)),
+        }
+        self.ends = {end: subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for end, argv in ends.items()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.ends.values():
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+    def counts(self):
+        return {end: json.loads(process.communicate(timeout=60)[0]) for end, process in self.ends.items()}
+
+
+def release(session):
+    """End a session, which RTPEngine must still know: else it answers "ok" with a warning."""
+    answer = ng("delete", **session.names)
+    assert answer["result"] == "ok"
+    assert "warning" not in answer, answer
+
+
 @pytest.fixture(scope="module")
 def call(host):
-    """A session with media both ways, from outside and from inside, watched until its end."""
-    names = {"call-id": uuid.uuid4().hex, "from-tag": "a"}
-    flags = {"replace": ["origin", "session-connection"], "ICE": "remove"}
+    """A session, watched until its end."""
     since = host.check_output("date +%s")
-    # The side that a message comes from is named first.
-    offer = ng("offer", sdp=sdp(PHONE, 6000), direction=["external", "internal"], **names, **flags)
-    assert offer["result"] == "ok", offer
-    names["to-tag"] = "b"
-    answer = ng("answer", sdp=sdp(PBX, 7000), direction=["internal", "external"], **names, **flags)
-    assert answer["result"] == "ok", answer
-    seen = {"inside": media_of(offer["sdp"]), "outside": media_of(answer["sdp"])}
-    ends = {
-        "outside": lab.current().outside("python3", str(RTP), PHONE, "6000", *seen["outside"], str(SECONDS)),
-        "inside": lab.current().inside("python3", str(RTP), PBX, "7000", *seen["inside"], str(SECONDS)),
-    }
-    running = {end: subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for end, argv in ends.items()}
-    try:
+    with Session(SECONDS) as session:
+        seen = {**session.told}
         time.sleep(5)
         seen["metrics"], seen["table"] = [metrics()], [table(host)]
-        seen["query"] = ng("query", **names)
+        seen["query"] = ng("query", **session.names)
         time.sleep(2)
         seen["metrics"].append(metrics())
         seen["table"].append(table(host))
-        seen["counts"] = {end: json.loads(process.communicate(timeout=60)[0]) for end, process in running.items()}
-    finally:
-        for process in running.values():
-            process.kill()
+        seen["counts"] = session.counts()
     seen["journal"] = host.check_output("journalctl --no-pager -o cat -u rtpengine-daemon --since @%s", since)
-    seen["delete"] = ng("delete", **names)
+    seen["delete"] = ng("delete", **session.names)
     return seen
 
 
@@ -171,6 +196,63 @@ def test_a_released_session_leaves_nothing(host, call):
     assert call["delete"]["result"] == "ok"
     assert metrics().sessions == 0
     assert table(host) == {}
+
+
+@pytest.mark.parametrize("command", ["kill --signal=KILL", "restart"])
+def test_a_session_survives_the_daemon(host, command):
+    """Away in the middle of a call, it takes the session up again from Redis, and the kernel forwards again."""
+    with Session(30) as session:
+        time.sleep(6)
+        host.check_output(f"systemctl {command} rtpengine-daemon")
+        time.sleep(16)
+        before = metrics()
+        time.sleep(2)
+        after = metrics()
+        counts = session.counts()
+    release(session)
+    assert after.kernel_streams == 2
+    assert after.kernel_packets - before.kernel_packets >= 100
+    for end, count in counts.items():
+        assert count["gap"] < GAP, end
+        assert count["received"] >= (30 - GAP) * 50, end
+
+
+def test_without_redis_it_starts_and_there_are_calls(host, guest):
+    guest("redis-1").check_output("systemctl stop redis-server")
+    try:
+        host.check_output("systemctl restart rtpengine-daemon")
+        with Session(2) as session:
+            counts = session.counts()
+        release(session)
+        assert all(count["received"] >= 90 for count in counts.values()), counts
+    finally:
+        guest("redis-1").check_output("systemctl start redis-server")
+
+
+def test_a_redis_that_hangs_delays_one_call(guest):
+    """Twice, since the first finds out: the second one is not delayed."""
+    pid = guest("redis-1").check_output("systemctl show --value --property=MainPID redis-server")
+    guest("redis-1").check_output(f"kill -STOP {pid}")
+    try:
+        seconds = []
+        for _ in range(2):
+            begin = time.monotonic()
+            with Session(1) as session:
+                seconds.append(time.monotonic() - begin)
+            release(session)
+    finally:
+        guest("redis-1").check_output(f"kill -CONT {pid}")
+    assert seconds[0] < 8
+    assert seconds[1] < 2
+
+
+def test_the_password_of_redis_is_in_no_process_list_and_no_open_file(host):
+    # No command may have it as an argument: sudo logs those.
+    find = f"sed 's/[^=]*=//' {SECRETS} | grep --fixed-strings --file=- --recursive --files-with-matches"
+    assert host.file(SECRETS).content_string.strip().endswith(f"={secret('redis_password_rtpengine')}")
+    assert (host.file(SECRETS).mode, host.file(SECRETS).user) == (0o600, "root")
+    host.check_output("ps -ww -e -o args > /run/said; journalctl --no-pager -b >> /run/said")
+    assert host.run(f"{find} /etc /run/said").stdout.split() == [SECRETS]
 
 
 def test_control_listens_inside_only(host):

@@ -20,7 +20,7 @@ PLAIN_GIB = 10
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
 # The host `peers` and its groups, besides the inventory of the stack.
 PEERS_INVENTORY = paths.REPOSITORY / "molecule" / "shared" / "peers.yml"
-_PEERS_ROLES = ("postgresql", "rtpengine")
+_PEERS_ROLES = ("postgresql", "redis", "rtpengine")
 
 # A chroot with the kernel's file systems in a mount namespace of its own: nothing stays mounted, whatever kills us.
 _IN_CHROOT = """

@@ -1,0 +1,61 @@
+"""Calls in progress when something that they need dies."""
+
+import itertools
+import time
+from collections.abc import Callable
+
+from voip_stack import calls
+from voip_stack.calls import audio, probes
+from voip_stack.calls.phone import Phone
+from voip_stack.deadline import Deadline
+from voip_stack.errors import CallError
+
+GAP = 10  # seconds, at the most, that callers hear nothing when the media proxy was killed
+
+
+def kernel_forwards() -> bool:
+    """Whether 100 packets went through the kernel within a second; false also while RTPEngine is away."""
+    try:
+        before = probes.metrics()
+        time.sleep(1)
+        return probes.metrics().kernel_packets - before.kernel_packets > 100
+    except CallError:
+        return False
+
+
+def test_sound_goes_on_when_rtpengine_was_killed(
+    phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]
+) -> None:
+    caller, callee = phones[:2]
+    with calls.Capture() as capture, callee.answer() as answering, caller.call(callee.number, seconds=40) as calling:
+        calling.wait_for("answered")
+        assert Deadline(10).wait(kernel_forwards, every=0), "the kernel does not forward to begin with"
+        pid = ssh("media-1", "systemctl", "show", "--value", "--property=MainPID", "rtpengine-daemon")
+        killed = time.time()
+        ssh("media-1", "kill", "-KILL", pid.strip())
+        again = Deadline(20).wait(kernel_forwards, every=0)
+        back = time.time()
+        calling.finish()
+        answering.finish()
+    assert again, "the kernel does not forward again"
+    assert probes.released() == {}
+    recording = capture.recording()
+    for speaker, listener in ((caller, callee), (callee, caller)):
+        times = [p.time for s in recording.streams_to(listener.address) for p in s.packets if p.time > killed - 1]
+        gap = max(after - before for before, after in itertools.pairwise(sorted(times)))
+        record_property(f"silence for {listener.number} when RTPEngine was killed", f"{gap:.1f} s")
+        assert gap < GAP
+        assert audio.level(recording.heard(listener.address, killed - 3, killed), speaker.tone_hz) > -20
+        assert audio.level(recording.heard(listener.address, back, back + 5), speaker.tone_hz) > -20
+
+
+def test_without_redis_calls_are_as_good_as_with_it(phones: list[Phone], ssh: Callable[..., str]) -> None:
+    ssh("infra-1", "systemctl", "stop", "redis-server")
+    try:
+        with calls.Capture() as capture, phones[1].answer() as callee, phones[0].call(phones[1].number, 8) as caller:
+            caller.finish()
+            callee.finish()
+    finally:
+        ssh("infra-1", "systemctl", "start", "redis-server")
+    for speaker, listener in ((phones[0], phones[1]), (phones[1], phones[0])):
+        assert capture.level_of(listener, speaker.tone_hz) > -20
