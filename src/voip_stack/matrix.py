@@ -22,7 +22,7 @@ from voip_stack import cli, paths, settings, ui
 from voip_stack.errors import VoipError
 from voip_stack.scenarios import SCENARIOS, evidence, roles, variables
 
-SECONDS = 1500  # for one scenario, from destroy to destroy
+SECONDS = 2400  # for one scenario, from destroy to destroy; the longest takes half of it on two idle cores
 _STEP = re.compile(r"\[\w+ > (\w+)\] (Executing$|Executed: (\w+))")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _TESTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
