@@ -47,8 +47,10 @@ def test_without_kernel_forwarding_the_proof_fails_and_up_mends_it(stack: invent
     provision.run(only_tags="rtpengine", extra_vars=["rtpengine_table=-1"])
     try:
         assert "media-1" in provision.stale(machines)
-        with pytest.raises(CallError, match="not forwarded in the kernel"):
+        with pytest.raises(CallError) as caught:
             calls.verify()
+        # In user space an emulated machine may lose packets too, which is then said first.
+        assert "not forwarded in the kernel" in f"{caught.value}\n{caught.value.details}"
     finally:
         up()
     assert provision.stale(machines) == []
