@@ -320,8 +320,7 @@ def reboot(scenario: str, wanted: Wanted) -> None:
         rebooted = ready.Requirement(
             "it has rebooted", lambda left: boot_id(left) not in ("", before), "see its console"
         )
-        seconds = ready.timeout(host.verdict() or "tcg")
-        ready.wait(machine, [runs, rebooted, up], seconds, lambda _name, _what: None, threading.Event())
+        ready.wait(machine, [runs, rebooted, up], ready.timeout(), lambda _name, _what: None, threading.Event())
 
 
 def destroy(scenario: str, tell: Tell) -> None:

@@ -185,7 +185,7 @@ def _boot(machine: Machine, domain: Any, progress: Progress, stop: threading.Eve
             _require_free(machine)
             domain.create()
     begin = time.monotonic()
-    ready.wait(machine, ready.requirements(machine, domain), ready.timeout(_accelerator()), progress, stop)
+    ready.wait(machine, ready.requirements(machine, domain), ready.timeout(), progress, stop)
     progress(machine.name, f"ready ({time.monotonic() - begin:.0f} s)")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import libvirt
 
-from voip_stack import settings
+from voip_stack import host, settings
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
@@ -44,9 +44,9 @@ class CancelledError(Exception):
     """The user stopped the command, or another machine of it failed beyond repair."""
 
 
-def timeout(accelerator: str) -> int:
+def timeout() -> int:
     """Seconds for a machine to become ready: the user's setting, else by accelerator."""
-    return settings.load().boot_timeout or TIMEOUTS[accelerator]
+    return settings.load().boot_timeout or TIMEOUTS[host.verdict() or "tcg"]
 
 
 def requirements(machine: Machine, domain: Any) -> list[Requirement]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import libvirt
 
-from voip_stack import host
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
 from voip_stack.vms import ready, ssh, store, tools
@@ -164,6 +163,6 @@ def set_clocks(machines: Sequence[Machine]) -> None:
 
         need = ready.Requirement("ssh answers and the clock is set", set_clock, f"./voip vms.logs {machine.name}")
         # Seconds on an idle computer; beside machines that boot or compile, an emulated one may take minutes.
-        ready.wait(machine, [need], ready.timeout(host.verdict() or "tcg"), lambda _name, _what: None, stop)
+        ready.wait(machine, [need], ready.timeout(), lambda _name, _what: None, stop)
 
     in_parallel(machines, work)
