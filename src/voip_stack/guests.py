@@ -236,9 +236,11 @@ def _template(machine: Machine) -> Path:
     """Where the saved memory of `machine` lies: one directory for each slot and whatever the saved guest depends on."""
     image = images.ensure(machine.image_name)
     disk = image.disk.stat()
-    sizes = (machine.memory_mib, machine.vcpus, machine.disk_gib, sorted(machine.addresses))
+    hardware = lifecycle.hardware_for([image])
+    vcpus = 1 if hardware.domain_type == "qemu" else machine.vcpus  # as libvirt/domain.xml.j2 has it
+    sizes = (machine.memory_mib, vcpus, machine.disk_gib, sorted(machine.addresses))
     same = (image.key, disk.st_ino, disk.st_mtime_ns)  # the same recipe made again is another disk
-    parts = (same, sizes, _SETTLE, paths.LIBVIRT, ssh.public(ssh.identity()), host.verdict())
+    parts = (same, sizes, _SETTLE, paths.LIBVIRT, ssh.public(ssh.identity()), hardware)
     return root() / f"{machine.name}-{machine.image_name}-{digest(*parts)}"
 
 

@@ -14,13 +14,26 @@ from voip_stack.errors import HostError
 from voip_stack.images import base, store
 from voip_stack.images.store import Image
 
-PLAIN = "plain"  # the image without any role: what Molecule's guests start from
+PLAIN = "plain"  # the image without any role, with a second kernel: what Molecule's guests start from
 PEERS = "peers"  # the same with the packages of what roles talk to, not configured: the other guests of a scenario
 PLAIN_GIB = 10
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
 # The host `peers` and its groups, besides the inventory of the stack.
 PEERS_INVENTORY = paths.REPOSITORY / "molecule" / "shared" / "peers.yml"
 _PEERS_ROLES = ("postgresql", "redis", "rtpengine")
+
+# A second kernel, newer or older, as after an upgrade that waits for its reboot: what is built for a kernel (DKMS) is
+# built for each. Nobody boots it, so it needs no initrd. Where Debian has just one for clouds, it is a general one.
+_ANOTHER_KERNEL = """
+set -eu
+name='^linux-image-[0-9.]+([+]deb[0-9]+)?-(cloud-)?(amd64|arm64)$'
+images=$(apt-cache pkgnames linux-image- | grep -E "$name" | sort --version-sort)
+for image in $(echo "$images" | grep -v cloud) $(echo "$images" | grep cloud); do
+    [ -e "/boot/vmlinuz-${image#linux-image-}" ] || another=$image
+done
+INITRD=No DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@" "$another"
+apt-get clean
+"""
 
 # A chroot with the kernel's file systems in a mount namespace of its own: nothing stays mounted, whatever kills us.
 _IN_CHROOT = """
@@ -52,7 +65,7 @@ def packages_of(name: str) -> list[str]:
 def key(name: str) -> str:
     """What the image of machine `name` depends on: base, roles, inventory, playbook, our own packages."""
     if name == PLAIN:
-        return store.digest("plain with lists", base.key(), PLAIN_GIB)
+        return store.digest("plain with lists", base.key(), PLAIN_GIB, _ANOTHER_KERNEL)
     if name == PEERS:
         parts = [paths.ANSIBLE / "roles" / r / p for r in _PEERS_ROLES for p in ("tasks/install.yml", "vars/main.yml")]
         return store.digest("peers", base.key(), PLAIN_GIB, PEERS_INVENTORY, *parts, settings.load().package_proxy_port)
@@ -107,8 +120,13 @@ def ensure(name: str) -> Image:
             _bake(name, work, log, *(f"--inventory={i}" for i in inventories), "--tags=install")
         elif name == PLAIN:
             # apt unpacks its lists for a minute in an emulated guest; with these it has only to look for newer ones.
-            update = ["chroot", str(work), "apt-get", "update", "--option", f"Acquire::http::Proxy={proxy}"]
+            by = ["--option", f"Acquire::http::Proxy={proxy}"]
+            update = ["chroot", str(work), "apt-get", "update", *by]
             base.run(_in_chroot(work, update), log, "plain: apt could not get its lists", "see: ./voip doctor")
+            another = ["chroot", str(work), "sh", "-c", _ANOTHER_KERNEL, "sh", *by]
+            base.run(
+                _in_chroot(work, another), log, "plain: apt could not install another kernel", "see: ./voip doctor"
+            )
         else:
             _bake(name, work, log)
             gib = inventory.load().machine(name).disk_gib
@@ -178,10 +196,10 @@ def _bake(name: str, tree: Path, log: Path, *options: str) -> None:
 
 
 def _finish(name: str, tree: Path, partial: Path, gib: int, log: Path) -> None:
-    """A disk from the tree, and the tree's newest kernel beside it."""
-    kernels = sorted(tree.glob("boot/vmlinuz-*"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
-    version = kernels[-1].name.removeprefix("vmlinuz-")
-    shutil.copy(kernels[-1], partial / "vmlinuz")
+    """A disk from the tree, and beside it the tree's newest kernel of those that have an initrd."""
+    initrds = sorted(tree.glob("boot/initrd.img-*"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
+    version = initrds[-1].name.removeprefix("initrd.img-")
+    shutil.copy(tree / f"boot/vmlinuz-{version}", partial / "vmlinuz")
     shutil.copy(tree / f"boot/initrd.img-{version}", partial / "initrd.img")
     disk = partial / "disk.raw"
     with disk.open("wb") as file:
