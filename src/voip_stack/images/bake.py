@@ -20,7 +20,7 @@ PLAIN_GIB = 10
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
 # The host `peers` and its groups, besides the inventory of the stack.
 PEERS_INVENTORY = paths.REPOSITORY / "molecule" / "shared" / "peers.yml"
-_PEERS_ROLES = ("postgresql", "redis", "rtpengine")
+_PEERS_ROLES = ("postgresql", "redis", "rabbitmq", "rtpengine")
 
 # A second kernel, newer or older, as after an upgrade that waits for its reboot: what is built for a kernel (DKMS) is
 # built for each. Nobody boots it, so it needs no initrd. Where Debian has just one for clouds, it is a general one.
