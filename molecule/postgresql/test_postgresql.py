@@ -1,14 +1,18 @@
 """Each component's login does its daemon's work and nothing else, from its own machines and from nowhere else."""
 
+import json
 import struct
 import uuid
 
+import jsonschema
 import pytest
 from guests import inventory_of, secret
 
-from voip_stack import lab
+from voip_stack import lab, paths
 
 ADDRESS = inventory_of("postgresql-1")["internal_address"]
+DATABASES = {"cdr_publisher": "cdr"}  # others have the name of their login
+EVENT = json.loads((paths.REPOSITORY / "docs/cdr-event.schema.json").read_text())
 
 
 @pytest.fixture
@@ -20,7 +24,7 @@ def sql(host):
             "PGPASSWORD=%s psql --no-psqlrc --tuples-only --no-align --set=ON_ERROR_STOP=1 --command=%s %s",
             password or secret(f"postgresql_password_{login}"),
             statement,
-            f"host={ADDRESS} dbname={login} user={login}",
+            f"host={ADDRESS} dbname={DATABASES.get(login, login)} user={login}",
         )
 
     return run
@@ -50,10 +54,60 @@ def test_kamailio_registers_phones(sql):
     assert sql("kamailio", "SELECT count(*) FROM subscriber").rc == 0
 
 
+def cdr(uniqueid, sequence=0, more=""):
+    return (
+        "INSERT INTO cdr (start, answer, uniqueid, sequence, src, dst, disposition) VALUES"
+        f" ('2026-11-25 10:00:00.5', NULL, '{uniqueid}', {sequence}, 'a', 'b', 'NO ANSWER') {more}"
+    )
+
+
+@pytest.fixture
+def events(sql):
+    """events(uniqueid): the events of that channel's CDRs."""
+
+    def read(uniqueid):
+        query = f"SELECT payload FROM cdr_event WHERE payload->>'uniqueid' = '{uniqueid}' ORDER BY id"
+        return [json.loads(line) for line in sql("cdr_publisher", query).stdout.splitlines()]
+
+    return read
+
+
 def test_cdr_writes_and_cannot_read(sql):
-    insert = f"INSERT INTO cdr (start, uniqueid, src, dst) VALUES (now(), '{uuid.uuid4()}', 'a', 'b')"
-    assert sql("cdr", insert).rc == 0
+    assert sql("cdr", cdr(uuid.uuid4())).rc == 0
     assert "permission denied" in sql("cdr", "SELECT * FROM cdr").stderr
+
+
+def test_a_cdr_leaves_an_event_as_it_is_documented(sql, events):
+    name = f"pbx-1-{uuid.uuid4()}"
+    assert sql("cdr", cdr(name, sequence=7)).rc == 0
+    (event,) = events(name)
+    jsonschema.validate(event, EVENT)
+    assert event["id"] == f"{name}:7"
+    assert event["start"] == "2026-11-25T10:00:00.500000Z"
+    assert event["answer"] is None
+    assert (event["src"], event["dst"], event["disposition"]) == ("a", "b", "NO ANSWER")
+
+
+def test_a_cdr_that_comes_again_is_one_row_and_one_event(host, sql, events):
+    name = uuid.uuid4()
+    for _ in range(2):
+        assert sql("cdr", cdr(name, more="ON CONFLICT DO NOTHING")).rc == 0
+    query = f"SELECT count(*) FROM cdr WHERE uniqueid = '{name}'"
+    assert host.check_output("runuser -u postgres -- psql -tAc %s cdr", query) == "1"
+    assert len(events(name)) == 1
+
+
+def test_a_cdr_that_is_taken_back_leaves_no_event(sql, events):
+    name = uuid.uuid4()
+    assert sql("cdr", f"BEGIN; {cdr(name)}; ROLLBACK").rc == 0
+    assert events(name) == []
+
+
+def test_a_published_event_is_removed(sql, events):
+    name = uuid.uuid4()
+    assert sql("cdr", cdr(name)).rc == 0
+    assert sql("cdr_publisher", f"DELETE FROM cdr_event WHERE payload->>'uniqueid' = '{name}'").rc == 0
+    assert events(name) == []
 
 
 def test_asterisk_reads_its_endpoints(sql):
@@ -69,8 +123,14 @@ def test_asterisk_reads_its_endpoints(sql):
         ("asterisk", "INSERT INTO ps_endpoints (id) VALUES ('x')"),
         ("asterisk", "SET ROLE asterisk_owner"),
         ("cdr", "DELETE FROM cdr"),
+        ("cdr", "SELECT * FROM cdr_event"),
+        ("cdr", "INSERT INTO cdr_event (payload) VALUES ('{}')"),
         ("cdr", "CREATE TABLE mine (a int)"),
         ("cdr", "COPY cdr TO PROGRAM 'id'"),
+        ("cdr_publisher", "SELECT * FROM cdr"),
+        ("cdr_publisher", "INSERT INTO cdr_event (payload) VALUES ('{}')"),
+        ("cdr_publisher", "UPDATE cdr_event SET payload = '{}'"),
+        ("cdr_publisher", "CREATE TABLE mine (a int)"),
     ],
 )
 def test_nothing_else(sql, login, statement):
