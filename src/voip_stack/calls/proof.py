@@ -230,7 +230,7 @@ def _call(caller: Phone, callee: Phone) -> probes.Forwarding:
 
 
 def _records(before: int) -> list[probes.Cdr]:
-    """The records that came to the `before` that were there; the PBX writes them when the call has ended."""
+    """The records that came to the `before` that were there; by way of the PBX's spool, after the call."""
     found: list[probes.Cdr] = []
 
     def written() -> bool:
@@ -238,7 +238,7 @@ def _records(before: int) -> list[probes.Cdr]:
         found = probes.cdrs(CALLER, CALLEE)[before:]
         return bool(found)
 
-    Deadline(10).wait(written, every=1)
+    Deadline(30).wait(written, every=1)
     return found
 
 

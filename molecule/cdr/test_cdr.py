@@ -1,0 +1,306 @@
+"""What Asterisk writes is in the table once and in the queue at least once, whatever was away or died meanwhile."""
+
+import csv
+import io
+import json
+import re
+import uuid
+
+import jsonschema
+import pytest
+from guests import inventory_of, secret
+
+from voip_stack import paths
+from voip_stack.deadline import Deadline
+
+SPOOL = "/var/spool/cdr"
+REFUSED = "/var/lib/cdr-spool/refused.csv"
+PEER = inventory_of("peer")["internal_address"]
+EVENT = json.loads((paths.REPOSITORY / "docs/cdr-event.schema.json").read_text())
+# As Asterisk writes them.
+CONFIGURATION = (paths.ANSIBLE / "roles/asterisk/templates/cdr_custom.conf.j2").read_text()
+FIELDS = re.sub(r"\(.*?\)", "", CONFIGURATION.partition("fields = ")[2].strip()).split(",")
+CALL = {
+    "start": "1764064800.250000",
+    "answer": "1764064801.500000",
+    "end": "1764064805.000000",
+    "clid": '"Ann \\"the, boss\\"" <1001>',
+    "src": "1001",
+    "dst": "600",
+    "dcontext": "from-proxy",
+    "channel": "PJSIP/sip-1-00000001",
+    "lastapp": "Echo",
+    "duration": "4",
+    "billsec": "3",
+    "disposition": "ANSWERED",
+    "amaflags": "DOCUMENTATION",
+    "linkedid": "pbx-1-1764064800.1",
+    "sequence": "7",
+}
+# All that is in the queue. It is empty then.
+READ = """
+import json, pika, sys
+with pika.BlockingConnection(pika.URLParameters(sys.argv[1])) as broker:
+    channel = broker.channel()
+    while True:
+        method, properties, body = channel.basic_get("cdr", auto_ack=True)
+        if method is None:
+            break
+        told = properties.message_id, properties.delivery_mode, properties.content_type
+        print(json.dumps([method.routing_key, *told, json.loads(body)]))
+"""
+
+
+def new():
+    return f"pbx-1-{uuid.uuid4()}"
+
+
+def line(uniqueid, **changed):
+    """A CDR as Asterisk writes it (res_cdrel_custom, quoting_method all)."""
+    text = io.StringIO()
+    csv.DictWriter(text, FIELDS, "", quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(
+        CALL | {"uniqueid": uniqueid} | changed
+    )
+    return text.getvalue()
+
+
+@pytest.fixture
+def write(host):
+    """write(lines): append them to the spool, as Asterisk does."""
+
+    def append(*lines):
+        script = f"umask 027; cat >> {SPOOL}/cdr.csv <<'EOF'\n{''.join(lines)}EOF\n"
+        host.check_output("runuser -u asterisk -- sh -c %s", script)
+
+    return append
+
+
+@pytest.fixture
+def sql(guest):
+    """sql(statement): what it selects from the database cdr, a line per row."""
+    command = "runuser -u postgres -- psql --no-psqlrc -tAq -c %s cdr"
+    return lambda statement: guest("peer").check_output(command, statement).splitlines()
+
+
+@pytest.fixture
+def rows(sql):
+    """rows(uniqueid): how many there are of that channel, within a minute at least one."""
+
+    def count(uniqueid):
+        query = f"SELECT FROM cdr WHERE uniqueid = '{uniqueid}'"
+        Deadline(60).wait(lambda: sql(f"SELECT count(*) FROM ({query}) AS found") != ["0"], every=1)
+        return int(sql(f"SELECT count(*) FROM ({query}) AS found")[0])
+
+    return count
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """The events that were read, oldest first: routing key, message id, delivery mode, type, body."""
+    return []
+
+
+@pytest.fixture
+def events(host, seen):
+    """events(uniqueid): those of that channel's CDRs that were ever read, within two minutes at least `least`."""
+    url = f"amqp://cdr_reader:{secret('rabbitmq_password_cdr_reader')}@{PEER}:5672/voip?socket_timeout=20"
+
+    def of(uniqueid):
+        return [event for event in seen if event[4]["uniqueid"] == uniqueid]
+
+    def read(uniqueid, least=1):
+        def come():
+            seen.extend(json.loads(text) for text in host.run("python3 -c %s %s", READ, url).stdout.splitlines())
+            return len(of(uniqueid)) >= least
+
+        assert Deadline(120).wait(come, every=1), f"{len(of(uniqueid))} of {least} events of {uniqueid}"
+        return of(uniqueid)
+
+    return read
+
+
+@pytest.fixture
+def set_aside(host):
+    """set_aside(): the lines that were found to be no CDRs."""
+
+    def read():
+        return host.run(f"cat {REFUSED}").stdout.splitlines()
+
+    return read
+
+
+def kill(machine, unit):
+    machine.check_output("systemctl kill --signal=KILL %s", unit)
+
+
+def test_a_cdr_is_a_row_and_an_event_as_it_is_documented(write, sql, rows, events):
+    name = new()
+    write(line(name))
+    assert rows(name) == 1
+    query = (
+        f"SELECT start, answer, \"end\", clid, billsec, sequence, userfield IS NULL FROM cdr WHERE uniqueid = '{name}'"
+    )
+    (row,) = sql(query)
+    times = "2025-11-25 10:00:00.25|2025-11-25 10:00:01.5|2025-11-25 10:00:05"
+    assert row == f'{times}|"Ann \\"the, boss\\"" <1001>|3|7|t'
+    ((key, message_id, delivery_mode, content_type, event),) = events(name)
+    assert (key, message_id, delivery_mode) == ("call.answered", f"{name}:7", 2)
+    assert content_type == "application/json"
+    jsonschema.validate(event, EVENT)
+    assert event["id"] == message_id
+    assert event["answer"] == "2025-11-25T10:00:01.500000Z"
+    assert event["clid"] == '"Ann \\"the, boss\\"" <1001>'
+
+
+def test_a_call_that_nobody_answered_has_no_time_of_an_answer(write, events):
+    name = new()
+    write(line(name, answer="0.000000", billsec="0", disposition="NO ANSWER"))
+    ((key, _, _, _, event),) = events(name)
+    assert key == "call.no_answer"
+    jsonschema.validate(event, EVENT)
+    assert event["answer"] is None
+
+
+def test_a_cdr_that_comes_again_is_one_row_and_one_event(write, rows, events, set_aside):
+    name, later, aside = new(), new(), set_aside()
+    write(line(name), line(name))
+    assert rows(name) == 1
+    write(line(name), line(later))
+    assert len(events(later)) == 1
+    assert len(events(name)) == 1
+    assert rows(name) == 1
+    assert set_aside() == aside
+
+
+def test_a_line_that_is_no_cdr_is_set_aside_and_holds_nothing_up(host, write, rows, set_aside):
+    name, aside = new(), set_aside()
+    bad = [
+        "half a li\n",
+        '"1","2\n',
+        line(new(), start="0.000000"),
+        line(new(), duration="long"),
+        line(new(), clid="x" * 81),
+    ]
+    write(*bad, line(name))
+    assert rows(name) == 1
+    assert set_aside() == [*aside, *(text.rstrip("\n") for text in bad)]
+    assert "not a CDR, kept in" in host.check_output("journalctl --no-pager -u cdr-spool")
+
+
+def test_bytes_that_are_no_text_do_not_lose_a_cdr(host, sql, rows):
+    name = new()
+    text = line(name, clid="Zo\\353 <1001>")  # Latin-1
+    host.check_output("runuser -u asterisk -- sh -c %s", f"umask 027; printf '{text}' >> {SPOOL}/cdr.csv")
+    assert rows(name) == 1
+    assert sql(f"SELECT clid FROM cdr WHERE uniqueid = '{name}'") == ["Zo\N{REPLACEMENT CHARACTER} <1001>"]
+
+
+def test_what_asterisk_is_still_writing_is_waited_for(host, rows):
+    """The file is moved away between Asterisk's opening it and its writing."""
+    early, late = new(), new()
+    slowly = """
+import sys, time
+with open(sys.argv[1], "a") as file:
+    file.write(sys.argv[2])
+    file.flush()
+    time.sleep(8)
+    file.write(sys.argv[3])
+"""
+    written = "runuser -u asterisk -- sh -c 'umask 027; exec python3 -c \"$@\"' sh %s %s %s %s"
+    host.check_output(written, slowly, f"{SPOOL}/cdr.csv", line(early), line(late))
+    assert rows(late) == 1
+    assert rows(early) == 1
+
+
+def test_cdrs_of_a_time_without_postgresql_arrive_when_it_is_back(guest, host, write, rows, events):
+    name = new()
+    kill(guest("peer"), "postgresql@17-main")
+    guest("peer").check_output("systemctl stop postgresql@17-main")
+    try:
+        write(line(name))
+        kept = f"cat {SPOOL}/*.batch"
+        assert Deadline(30).wait(lambda: name in host.run(kept).stdout, every=1), "it was not moved"
+    finally:
+        guest("peer").check_output("systemctl start postgresql@17-main")
+    assert rows(name) == 1
+    assert len(events(name)) == 1
+    assert host.check_output(f"ls {SPOOL}") == ""
+
+
+def test_events_of_a_time_without_rabbitmq_arrive_in_order_when_it_is_back(guest, write, sql, rows, events, seen):
+    names = [new() for _ in range(5)]
+    kill(guest("peer"), "rabbitmq-server")
+    write(*(line(name) for name in names))
+    assert rows(names[-1]) == 1
+    assert sql("SELECT count(*) FROM cdr_event") == ["5"]
+    events(names[-1])
+    assert [event[4]["uniqueid"] for event in seen if event[4]["uniqueid"] in names] == names
+
+
+def test_an_event_that_no_queue_takes_is_kept_until_one_does(guest, write, sql, rows, events):
+    name = new()
+    guest("peer").check_output("rabbitmqctl --silent delete_queue --vhost voip cdr")
+    try:
+        write(line(name))
+        assert rows(name) == 1
+        refused = guest("cdr-1")
+        told = "journalctl --no-pager -u cdr-publisher --since -60s"
+        assert Deadline(30).wait(lambda: "Unroutable" in refused.check_output(told), every=1)
+        assert sql("SELECT count(*) FROM cdr_event") == ["1"]
+    finally:
+        guest("peer").check_output("rabbitmqctl --silent import_definitions /etc/rabbitmq/definitions.json")
+    assert len(events(name)) == 1
+
+
+def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_its_id(guest, host, write, sql, events):
+    name = new()
+    host.check_output("systemctl stop cdr-publisher")
+    write(line(name))
+    assert Deadline(30).wait(lambda: sql("SELECT count(*) FROM cdr_event") == ["1"], every=1)
+    # For 30 s nobody can remove it.
+    hold = "BEGIN; SELECT FROM cdr_event FOR UPDATE; SELECT pg_sleep(30)"
+    command = "systemd-run --quiet --uid=postgres psql -c %s cdr"
+    guest("peer").check_output(command, hold)
+    locks = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    assert Deadline(15).wait(lambda: sql(locks) == ["1"], every=0.5)
+    host.check_output("systemctl start cdr-publisher")
+    assert len(events(name)) == 1
+    kill(host, "cdr-publisher")
+    again = events(name, least=2)
+    assert {event[1] for event in again} == {f"{name}:7"}
+    assert all(event == again[0] for event in again)
+    assert Deadline(60).wait(lambda: sql("SELECT count(*) FROM cdr_event") == ["0"], every=1)
+
+
+@pytest.mark.parametrize(("service", "capabilities"), [("spool", {"cap_lease"}), ("publisher", set())])
+def test_a_broken_service_gains_nothing(host, service, capabilities):
+    pid = host.check_output("systemctl show --value -p MainPID %s", f"cdr-{service}")
+    status = dict(text.split(":\t", 1) for text in host.check_output("cat /proc/%s/status", pid).splitlines())
+    assert status["Uid"].split()[0] != "0"
+    bits = {"cap_lease": 1 << 28}
+    for kind in ("CapEff", "CapBnd"):
+        assert int(status[kind], 16) == sum(bits[c] for c in capabilities)
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    shown = host.check_output("systemctl show -p IPAddressAllow -p IPAddressDeny %s", f"cdr-{service}")
+    filters = {key: set(value.split()) for key, _, value in (text.partition("=") for text in shown.splitlines())}
+    assert filters["IPAddressDeny"] == {"::/0", "0.0.0.0/0"}
+    assert {a for a in filters["IPAddressAllow"] if not a.startswith(("127.", "::1"))} == {PEER}
+    write_to = "nsenter --target %s --mount -- touch /etc/passwd /usr/local/lib/cdr/spool.py"
+    assert host.run(write_to, pid).stderr.count("Read-only file system") == 2
+
+
+def test_no_password_is_seen(host):
+    passwords = [
+        secret(name)
+        for name in ("postgresql_password_cdr", "postgresql_password_cdr_publisher", "rabbitmq_password_cdr_publisher")
+    ]
+    for seen_by_all in (
+        "ps -eo args",
+        "cat /proc/[0-9]*/environ",
+        "journalctl --no-pager -u cdr-spool -u cdr-publisher",
+    ):
+        said = host.run(seen_by_all).stdout
+        assert "cdr" in said
+        assert not [password for password in passwords if password in said], seen_by_all
+    files = host.check_output("find /etc/cdr -type f -printf '%m %u\\n'").splitlines()
+    assert files == ["600 root"] * 3
