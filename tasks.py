@@ -3,10 +3,10 @@
 from invoke.collection import Collection
 
 from voip_stack import cli
-from voip_stack.tasks import calls, doctor, images, lab, packages, provision, roles, stack, subscribers, vms
+from voip_stack.tasks import calls, cdr, doctor, images, lab, packages, provision, roles, stack, subscribers, vms
 
 namespace = Collection(stack.up, stack.test, doctor.doctor, provision.provision)
-for noun in (vms, images, packages, lab, calls, subscribers, roles):
+for noun in (vms, images, packages, lab, calls, cdr, subscribers, roles):
     namespace.add_collection(Collection.from_module(noun))
 namespace.configure({"run": {"echo": False}})
 cli.guarded(namespace)

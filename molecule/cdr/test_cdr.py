@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from guests import inventory_of, secret
 
-from voip_stack import paths
+from voip_stack import cdr, paths
 from voip_stack.deadline import Deadline
 
 SPOOL = "/var/spool/cdr"
@@ -270,6 +270,22 @@ def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_
     assert {event[1] for event in again} == {f"{name}:7"}
     assert all(event == again[0] for event in again)
     assert Deadline(60).wait(lambda: sql("SELECT count(*) FROM cdr_event") == ["0"], every=1)
+
+
+def test_who_follows_sees_an_event_and_takes_none_from_the_queue(guest, host, write, events):
+    name = new()
+    login = f"amqp://cdr_reader:{secret('rabbitmq_password_cdr_reader')}@{PEER}:5672/voip cdr.tail.test"
+    script = '(echo "$0"; sleep 40) | python3 -c "$1" >/tmp/followed 2>&1'
+    host.check_output("systemd-run --quiet sh -c %s %s %s", script, login, cdr._FOLLOW)
+
+    def queues():
+        return guest("peer").check_output("rabbitmqctl --silent list_queues --vhost voip name").splitlines()
+
+    assert Deadline(30).wait(lambda: "cdr.tail.test" in queues(), every=1)
+    write(line(name))
+    assert Deadline(30).wait(lambda: name in host.check_output("cat /tmp/followed"), every=1)
+    assert len(events(name)) == 1
+    assert Deadline(60).wait(lambda: "cdr.tail.test" not in queues(), every=1), "its queue stays"
 
 
 @pytest.mark.parametrize(("service", "capabilities"), [("spool", {"cap_lease"}), ("publisher", set())])

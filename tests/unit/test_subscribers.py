@@ -1,6 +1,6 @@
 import pytest
 
-from voip_stack import subscribers
+from voip_stack import database, subscribers
 from voip_stack.errors import VoipError
 
 
@@ -10,12 +10,12 @@ def test_ha1_is_that_of_the_rfc() -> None:
 
 
 def test_a_quote_stays_inside_the_constant() -> None:
-    assert subscribers.quoted("x'; DROP TABLE subscriber; --") == "'x''; DROP TABLE subscriber; --'"
+    assert database.quoted("x'; DROP TABLE subscriber; --") == "'x''; DROP TABLE subscriber; --'"
 
 
 @pytest.mark.parametrize("number", ["999", "3000", "", "10a0", "-1000", "1000;", "\u0661\u0660\u0660\u0660"])
 def test_only_subscribers_numbers_are_taken(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subscribers, "_sql", lambda _script: pytest.fail("it reached the database"))
+    monkeypatch.setattr(database, "run", lambda _script: pytest.fail("it reached the database"))
     for command in (subscribers.add, subscribers.remove, subscribers.passwd):
         with pytest.raises(VoipError, match="number"):
             command(number)
@@ -23,7 +23,7 @@ def test_only_subscribers_numbers_are_taken(number: str, monkeypatch: pytest.Mon
 
 def test_a_password_never_reaches_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     scripts: list[str] = []
-    monkeypatch.setattr(subscribers, "_sql", lambda script: scripts.append(script) or "[]")
+    monkeypatch.setattr(database, "run", lambda script: scripts.append(script) or "[]")
     added = subscribers.add("1000", "Circle Of Life")
     assert added.password == "Circle Of Life"
     assert "Circle" not in "".join(scripts)

@@ -1,0 +1,102 @@
+"""Call detail records: those in PostgreSQL, and the events of new ones from RabbitMQ."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+from voip_stack import database, inventory, settings, vms
+from voip_stack.errors import VoipError
+
+COLUMNS = (
+    *("start", "answer", "end", "clid", "src", "dst", "dcontext", "channel", "dstchannel", "lastapp", "lastdata"),
+    *("duration", "billsec", "disposition", "amaflags", "accountcode", "peeraccount"),
+    *("uniqueid", "linkedid", "userfield", "sequence"),
+)
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+# Runs on the PBX, which RabbitMQ lets in and which has the client of the role cdr. A queue of its own, gone with the
+# connection: the events in the queue `cdr` are for who reads that one.
+_FOLLOW = """
+import os, sys, threading, pika
+login, queue = sys.stdin.readline().split()
+# The end of standard input is the end of who follows.
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+try:
+    with pika.BlockingConnection(pika.URLParameters(login)) as broker:
+        channel = broker.channel()
+        channel.queue_declare(queue, exclusive=True)
+        channel.queue_bind(queue, "cdr", "#")
+        for _, _, body in channel.consume(queue, auto_ack=True):
+            print(body.decode(), flush=True)
+except (pika.exceptions.AMQPError, OSError) as error:
+    sys.exit(repr(error))
+"""
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """A time as a person gives it: ISO 8601 (UTC unless it names a zone), or 30m, 2h, 3d before `now`.
+
+    Raises VoipError for anything else.
+    """
+    if found := re.fullmatch(r"(\d{1,6})([mhd])", text):
+        return now - timedelta(**{_UNITS[found[2]]: int(found[1])})
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError:
+        raise VoipError(f"{text!r} is no time", "write it like 2026-11-25, 2026-11-25T14:30, 30m, 2h or 3d") from None
+    return given if given.tzinfo else given.replace(tzinfo=UTC)
+
+
+def list_(src: str = "", dst: str = "", since: str = "", limit: int = 20) -> list[dict[str, Any]]:
+    """The newest records, `limit` at the most, the newest first: from `src`, to `dst`, begun at or after `since`.
+
+    Raises VoipError for what is no time or no number of records, VmError when the database can't be reached.
+    """
+    if limit < 1:
+        raise VoipError(f"{limit} records can't be shown", "take 1 or more")
+    wanted = [f"{column} = {database.quoted(value)}" for column, value in (("src", src), ("dst", dst)) if value]
+    if since:
+        begin = moment(since, datetime.now(UTC)).astimezone(UTC).replace(tzinfo=None)
+        wanted.append(f"start >= {database.quoted(begin.isoformat())}")
+    columns = ", ".join(f'"{column}"' for column in COLUMNS)
+    query = f"SELECT {columns} FROM cdr WHERE {' AND '.join(wanted) or 'true'} ORDER BY start DESC, id DESC"  # noqa: S608
+    rows = database.run(f"\\connect cdr\nSELECT coalesce(json_agg(r), '[]') FROM ({query} LIMIT {limit}) AS r;\n")
+    return list(json.loads(rows))
+
+
+def login() -> str:
+    """The AMQP URL of who reads events, with the password. Raises VoipError when there is none yet."""
+    stack = inventory.load()
+    file = settings.load().secrets_dir / "rabbitmq_password_cdr_reader"
+    if not file.exists():
+        raise VoipError(f"there is no password for RabbitMQ ({file})", "./voip provision")
+    server = stack.group("infra")[0]
+    port = next(s.ports.start for s in stack.services if s.name == "amqp")
+    return f"amqp://cdr_reader:{quote(file.read_text().split()[0], safe='')}@{server.internal}:{port}/voip"
+
+
+def follow() -> Iterator[dict[str, Any]]:
+    """The events of CDRs (docs/cdr-event.schema.json), each as it comes, until the caller stops.
+
+    Raises VoipError when RabbitMQ can't be reached or goes away.
+    """
+    command = vms.ssh_argv(inventory.load().group("pbx")[0].name, "python3", "-c", _FOLLOW)
+    who = login()
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr  # noqa: PT018, S101  # the pipes asked for above
+        try:
+            process.stdin.write(f"{who} cdr.tail.{uuid.uuid4()}\n")  # by standard input: no process list shows it
+            process.stdin.flush()
+            yield from map(json.loads, process.stdout)
+            raise VoipError("RabbitMQ tells of no more events", "./voip provision", process.stderr.read())
+        finally:
+            process.terminate()
