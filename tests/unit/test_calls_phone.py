@@ -186,3 +186,14 @@ def test_silence_is_named_with_its_leg(phones: tuple[calls.Phone, calls.Phone]) 
         caller.stop()
         with pytest.raises(CallError, match="2998 -> 127.64.65.102: no answer to INVITE"):
             caller.finish()
+
+
+def test_many_calls_are_one_leg(phones: tuple[calls.Phone, calls.Phone]) -> None:
+    a, b = phones
+    with b._run("uas_answer", "answered", phase=0, talk=30, lifetime=60, count=5) as callee:
+        callee.wait_until_listening()
+        with a.call("2999", seconds=0.5, count=5, at_once=3) as caller:
+            caller.wait()
+        callee.wait()
+    assert caller.events.count("answered") == 5
+    assert caller.returncode == 0

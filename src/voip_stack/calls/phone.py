@@ -64,14 +64,15 @@ class Phone:
         """Remove this phone's binding. Raises Refused, CallError."""
         self.register(expires=0)
 
-    def call(self, to: str, seconds: float = 10) -> Leg:
+    def call(self, to: str, seconds: float = 10, count: int = 1, at_once: int = 1) -> Leg:
         """Call `to` (a number, or user@domain) and hang up `seconds` after the answer, unless the far end does before.
 
-        Events: ringing, answered. The leg's finish() raises Refused when the call is not answered.
+        `count` times, `at_once` at a time. Events of each call: ringing, answered. The leg's finish() raises Refused
+        when the call is not answered; wait() leaves that to the events.
         """
-        return self._run(
-            "uac_call" if self.password else "uac_trunk", "answered", to=to, talk=seconds, lifetime=130 + seconds
-        )
+        scenario = "uac_call" if self.password else "uac_trunk"
+        lifetime = 130 + seconds * count
+        return self._run(scenario, "answered", to=to, talk=seconds, lifetime=lifetime, count=count, at_once=at_once)
 
     def dial(self, to: str, digits: str, seconds: float = 10) -> Leg:
         """Like call(), without a tone, sending `digits` as RFC 4733 events 1.5 s after the answer."""
@@ -120,6 +121,8 @@ class Phone:
         phase: float = 0,
         talk: float = 0,
         keys: dict[str, object] | None = None,
+        count: int = 1,
+        at_once: int = 1,
     ) -> Leg:
         domain = inventory.load().domain
         credentials = f"[authentication username={self.login or self.number} password={self.password}]"
@@ -140,4 +143,6 @@ class Phone:
             talk=talk,
             tone_hz=self.tone_hz,
             lifetime=lifetime,
+            count=count,
+            at_once=at_once,
         )

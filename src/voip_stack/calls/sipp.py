@@ -59,8 +59,12 @@ class Leg:
         talk: float = 0.0,
         tone_hz: int,
         lifetime: float,
+        count: int = 1,
+        at_once: int = 1,
     ) -> None:
         """Start SIPp. `phase` and `talk` are the scenario's pauses and its talk (-d, -recv_timeout), in seconds.
+
+        It runs `count` times, `at_once` at a time, and each run logs its events.
 
         Raises HostError when SIPp is not installed, CallError when it does not start.
         """
@@ -74,7 +78,17 @@ class Leg:
         (self.directory / "tone.al").write_bytes(audio.tone(tone_hz))
         # Credentials go by file, not by argument: any user of the computer sees arguments.
         (self.directory / "fields.csv").write_text("SEQUENTIAL\n" + ";".join(fields) + "\n")
-        argv = ["sipp", f"{proxy}:5060", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-inf", "fields.csv", "-m", "1"]
+        argv = [
+            "sipp",
+            f"{proxy}:5060",
+            "-sf",
+            str(SCENARIOS / f"{scenario}.xml"),
+            "-inf",
+            "fields.csv",
+            "-m",
+            str(count),
+        ]
+        argv += ["-l", str(at_once), "-r", str(at_once)] if count > 1 else []
         argv += [
             "-i",
             str(address),
@@ -165,14 +179,18 @@ class Leg:
         if not Deadline(timeout).wait(listens, every=0.05) or self.returncode is not None:
             raise self._failure("listening")
 
-    def finish(self, timeout: float | None = None) -> None:
-        """Wait for the scenario's end. Raises Refused or CallError when it did not come to what it is for."""
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the scenario's end, whatever it came to. Raises CallError when it does not end."""
         try:
             self._process.wait(self._deadline.left if timeout is None else timeout)
         except subprocess.TimeoutExpired:
             self.stop()
             raise CallError(f"{self.who}: {self.scenario} did not end in time", "", self._evidence()) from None
         self.stop()
+
+    def finish(self, timeout: float | None = None) -> None:
+        """Wait for the scenario's end. Raises Refused or CallError when it did not come to what it is for."""
+        self.wait(timeout)
         if self.goal not in self.events or self.returncode != 0:
             raise self._failure(self.goal)
 

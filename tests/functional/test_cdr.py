@@ -1,0 +1,93 @@
+"""CDRs of calls while all that carries them is killed again and again."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+from voip_stack import cdr, database, vms
+from voip_stack.calls.phone import Phone
+from voip_stack.deadline import Deadline
+
+CALLS, KILLS = 200, 3  # kills of each
+UNITS = {
+    "postgresql@17-main": "infra-1",
+    "rabbitmq-server": "infra-1",
+    "cdr-publisher": "pbx-1",
+    "cdr-spool": "pbx-1",
+}
+# All that is in the queue `cdr`. Without an acknowledgement it stays there, for who reads that queue.
+READ = """
+import pika, sys
+with pika.BlockingConnection(pika.URLParameters(sys.stdin.read())) as broker:
+    for method, properties, body in broker.channel().consume("cdr", inactivity_timeout=3):
+        if method is None:
+            break
+        print(properties.message_id, body.decode())
+"""
+
+
+def events(numbers: tuple[str, str], since: str) -> list[tuple[str, dict[str, Any]]]:
+    """The events of calls between two numbers, as they lie in the queue: message id, payload. None while it is away."""
+    argv = vms.ssh_argv("pbx-1", "python3", "-c", READ)
+    done = subprocess.run(argv, input=cdr.login(), capture_output=True, text=True, timeout=120, check=False)
+    found = [line.partition(" ") for line in done.stdout.splitlines()]
+    told = [(name, json.loads(text)) for name, _, text in found]
+    return [
+        (name, event) for name, event in told if (event["src"], event["dst"]) == numbers and event["start"] >= since
+    ]
+
+
+def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
+    phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]
+) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")  # noqa: T201  # for who looks at a failure
+    chance = random.Random(seed)  # noqa: S311  # nothing secret
+    kills = [unit for unit in UNITS for _ in range(KILLS)]
+    chance.shuffle(kills)
+    caller, numbers = phones[0], (phones[0].number, "600")
+    since = database.run(
+        "\\connect cdr\nSELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS');\n"
+    ).strip()
+    begin = time.monotonic()
+    answered = refused = 0
+    while answered < CALLS:
+        # Without PostgreSQL the proxy refuses, since it can't authenticate: such a call has no CDR, and is made again.
+        wanted = CALLS - answered
+        with caller.call("600", seconds=1, count=wanted, at_once=6) as leg:
+            while kills and leg.returncode is None:
+                time.sleep(chance.uniform(1, 6))
+                unit = kills.pop()
+                ssh(UNITS[unit], "systemctl", "kill", "--signal=KILL", unit)
+            leg.wait()
+        answered += leg.events.count("answered")
+        refused += wanted - leg.events.count("answered")
+        assert refused < 10 * CALLS, "the proxy lets nobody in any more"
+    assert not kills, f"the calls were over before all was killed: {kills}"
+    said = time.monotonic()
+    found: list[tuple[str, dict[str, Any]]] = []
+
+    def come() -> bool:
+        nonlocal found
+        found = events(numbers, since)
+        return len({name for name, _ in found}) >= answered
+
+    Deadline(120).wait(come, every=2)
+    rows = database.run(
+        f"\\connect cdr\nSELECT uniqueid || ':' || sequence FROM cdr WHERE src = '{numbers[0]}' AND dst = '600'"
+        f" AND start >= '{since}';\n"
+    ).split()
+    ids = [name for name, _ in found]
+    record_property("calls answered, refused without PostgreSQL", f"{answered}, {refused}")
+    record_property("events that came more than once", len(ids) - len(set(ids)))
+    record_property(
+        "calls and kills, and until the last event", f"{said - begin:.0f} s, {time.monotonic() - said:.0f} s"
+    )
+    assert len(rows) == answered
+    assert sorted(set(ids)) == sorted(rows)
+    assert len({json.dumps(event, sort_keys=True) for _, event in found}) == len(rows), "one id, different events"
