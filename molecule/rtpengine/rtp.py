@@ -1,4 +1,4 @@
-"""rtp.py ADDRESS PORT TO-ADDRESS TO-PORT SECONDS: sends 50 packets of G.711 a second.
+"""rtp.py ADDRESS PORT TO-ADDRESS TO-PORT SECONDS: sends 50 packets of G.711 a second, until then or until SIGTERM.
 
 Prints how many went and came, and the longest time in seconds between two that came.
 
@@ -6,6 +6,7 @@ RFC 3550 and 3551: version 2, payload type 0, 160 samples a packet. Runs with no
 """
 
 import json
+import signal
 import socket
 import struct
 import sys
@@ -23,9 +24,11 @@ media.bind((address, port))
 media.setblocking(False)
 sent = received = 0
 begin = time.monotonic()
+ends = [begin + seconds]
+signal.signal(signal.SIGTERM, lambda *_: ends.append(time.monotonic()))
 came, gap = None, 0.0
-while (now := time.monotonic()) < begin + seconds + 1:
-    if now < begin + seconds and now >= begin + sent * 0.02:
+while (now := time.monotonic()) < min(ends) + 1:
+    if now < min(ends) and now >= begin + sent * 0.02:
         header = struct.pack("!BBHII", 0x80, 0, sent & 0xFFFF, sent * 160, port)
         media.sendto(header + bytes([0xFF]) * 160, (to_address, to_port))
         sent += 1
