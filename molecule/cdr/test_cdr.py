@@ -257,8 +257,8 @@ def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_
     host.check_output("systemctl stop cdr-publisher")
     write(line(name))
     assert Deadline(30).wait(lambda: sql("SELECT count(*) FROM cdr_event") == ["1"], every=1)
-    # For 30 s nobody can remove it.
-    hold = "BEGIN; SELECT FROM cdr_event FOR UPDATE; SELECT pg_sleep(30)"
+    # Nobody can remove it until this ends.
+    hold = "BEGIN; SELECT FROM cdr_event FOR UPDATE; SELECT pg_sleep(300)"
     command = "systemd-run --quiet --uid=postgres psql -c %s cdr"
     guest("peer").check_output(command, hold)
     locks = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
@@ -267,6 +267,7 @@ def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_
     assert len(events(name)) == 1
     kill(host, "cdr-publisher")
     again = events(name, least=2)
+    sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
     assert {event[1] for event in again} == {f"{name}:7"}
     assert all(event == again[0] for event in again)
     assert Deadline(60).wait(lambda: sql("SELECT count(*) FROM cdr_event") == ["0"], every=1)
@@ -275,8 +276,8 @@ def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_
 def test_who_follows_sees_an_event_and_takes_none_from_the_queue(guest, host, write, events):
     name = new()
     login = f"amqp://cdr_reader:{secret('rabbitmq_password_cdr_reader')}@{PEER}:5672/voip cdr.tail.test"
-    script = '(echo "$0"; sleep 40) | python3 -c "$1" >/tmp/followed 2>&1'
-    host.check_output("systemd-run --quiet sh -c %s %s %s", script, login, cdr._FOLLOW)
+    script = '(echo "$0"; sleep 300) | python3 -c "$1" >/tmp/followed 2>&1'
+    host.check_output("systemd-run --quiet --collect --unit=follower sh -c %s %s %s", script, login, cdr._FOLLOW)
 
     def queues():
         return guest("peer").check_output("rabbitmqctl --silent list_queues --vhost voip name").splitlines()
@@ -285,6 +286,7 @@ def test_who_follows_sees_an_event_and_takes_none_from_the_queue(guest, host, wr
     write(line(name))
     assert Deadline(30).wait(lambda: name in host.check_output("cat /tmp/followed"), every=1)
     assert len(events(name)) == 1
+    host.check_output("systemctl stop follower")
     assert Deadline(60).wait(lambda: "cdr.tail.test" not in queues(), every=1), "its queue stays"
 
 
@@ -300,7 +302,7 @@ def test_a_broken_service_gains_nothing(host, service, capabilities):
     shown = host.check_output("systemctl show -p IPAddressAllow -p IPAddressDeny %s", f"cdr-{service}")
     filters = {key: set(value.split()) for key, _, value in (text.partition("=") for text in shown.splitlines())}
     assert filters["IPAddressDeny"] == {"::/0", "0.0.0.0/0"}
-    assert {a for a in filters["IPAddressAllow"] if not a.startswith(("127.", "::1"))} == {PEER}
+    assert {a for a in filters["IPAddressAllow"] if not a.startswith(("127.", "::1"))} == {f"{PEER}/32"}
     write_to = "nsenter --target %s --mount -- touch /etc/passwd /usr/local/lib/cdr/spool.py"
     assert host.run(write_to, pid).stderr.count("Read-only file system") == 2
 
