@@ -56,9 +56,9 @@ def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
     ).strip()
     begin = time.monotonic()
     answered = refused = 0
-    while answered < CALLS:
+    while answered < CALLS or kills:
         # Without PostgreSQL the proxy refuses, since it can't authenticate: such a call has no CDR, and is made again.
-        wanted = CALLS - answered
+        wanted = max(CALLS - answered, 5 * len(kills))
         with caller.call("600", seconds=1, count=wanted, at_once=6) as leg:
             while kills and leg.returncode is None:
                 time.sleep(chance.uniform(1, 6))
@@ -68,7 +68,6 @@ def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
         answered += leg.events.count("answered")
         refused += wanted - leg.events.count("answered")
         assert refused < 10 * CALLS, "the proxy lets nobody in any more"
-    assert not kills, f"the calls were over before all was killed: {kills}"
     said = time.monotonic()
     found: list[tuple[str, dict[str, Any]]] = []
 
