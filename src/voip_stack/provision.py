@@ -113,9 +113,8 @@ def run(
     machines = inventory.load().select([n for n in limit.split(",") if n])
     vms.require_running(machines)
     packages.proxy.start(lab.current().package_addresses)
-    for name in packages.RECIPES:
-        if any(c.enabled and c.role == name for c in inventory.load().components.values()):
-            packages.ensure(name)
+    for name in packages.needed_by(c.role for c in inventory.load().components.values() if c.enabled):
+        packages.ensure(name)
     whole = not (only_tags or skip_tags or check or extra_vars or extra_args)
     if (extra_vars or extra_args) and not check:
         _on_each(machines, lambda _machine: f"rm -f {STAMP}")

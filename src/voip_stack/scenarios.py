@@ -75,8 +75,8 @@ def create(scenario: str) -> None:
     asked = wanted(directory / "hosts.yml")
     lab.current().up()
     packages.proxy.start(lab.current().package_addresses)
-    if scenario in packages.RECIPES:
-        packages.ensure(scenario)
+    for name in packages.needed_by(roles(scenario)):
+        packages.ensure(name)
     made = guests.create(scenario, asked, ui.say)
     inventory = {"all": {"hosts": {name: reach(machine) for name, machine in made.items()}}}
     store.write(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory", "guests.json"), json.dumps(inventory))

@@ -97,6 +97,19 @@ def test_a_changed_recipe_has_another_key(monkeypatch: pytest.MonkeyPatch) -> No
     assert packages.key("asterisk") != before
 
 
+def test_a_package_is_built_for_the_roles_that_install_it() -> None:
+    assert packages.needed_by(["kamailio", "asterisk"]) == ["asterisk"]
+    assert packages.needed_by(["vault_client", "vault_server"]) == ["vault"]
+    assert packages.needed_by(["vault"]) == []
+
+
+def test_what_a_go_module_pins_is_part_of_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = packages.key("vault")
+    (tmp_path / "go.sum").write_text("another sum\n")
+    monkeypatch.setattr(recipes.Recipe, "files", property(lambda _: [tmp_path / "go.sum"]))
+    assert packages.key("vault") != before
+
+
 # The repository
 
 

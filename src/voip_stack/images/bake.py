@@ -59,7 +59,7 @@ def packages_of(name: str) -> list[str]:
     if name in (PLAIN, PEERS):
         return []
     stack = inventory.load()
-    return [r for r in roles_of(stack.machine(name), stack) if r in packages.RECIPES]
+    return packages.needed_by(roles_of(stack.machine(name), stack))
 
 
 def key(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -51,13 +52,16 @@ _CAUSES = (
     ),
 )
 
+# Of the user's own environment: how downloads that are not apt's leave this computer.
+_DOWNLOADS = ("GOPROXY", "GONOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE", "HTTPS_PROXY", "NO_PROXY")
+
 _SAY_EVERY = 60  # seconds
 
 
 def ensure(name: str, refresh: bool = False) -> Path:
     """The directory with the .debs of package `name`; built when there is none, or anew on `refresh`.
 
-    Takes minutes (asterisk: about 5 on two cores). Raises PackageError with the end of the log, HostError without root.
+    Takes about 5 minutes on two cores. Raises PackageError with the end of the log, HostError without root.
     """
     recipe = recipes.find(name)
     found = repository.current(name)
@@ -79,7 +83,7 @@ def ensure(name: str, refresh: bool = False) -> Path:
 
 def _as_root(name: str) -> None:
     environment = settings.load().environment()
-    keep = "--preserve-env=" + ",".join(environment)
+    keep = "--preserve-env=" + ",".join((*environment, *_DOWNLOADS, "SSL_CERT_FILE"))
     proxy.start()  # as the user, who owns its cache
     command = ["sudo", keep, sys.executable, "-m", "voip_stack.packages", name]
     try:
@@ -103,7 +107,8 @@ def _build(recipe: recipes.Recipe) -> None:
     result.mkdir(parents=True)
     try:
         _run(recipe.name, "chroot", [*_CONTAINED, *_mmdebstrap(tree, proxy.start())], log)
-        environment = [f"{k}={v}" for k, v in (_ENVIRONMENT | dict(recipe.environment) | _parallel(recipe)).items()]
+        values = _ENVIRONMENT | dict(recipe.environment) | _parallel(recipe) | _sources(recipe, tree / "build")
+        environment = [f"{k}={v}" for k, v in values.items()]
         for label, script in recipe.phases:
             command = [*_CONTAINED, "sh", "-c", _IN_CHROOT, "sh", str(tree), script, *environment]
             _run(recipe.name, label, command, log)
@@ -120,6 +125,18 @@ def _build(recipe: recipes.Recipe) -> None:
         ui.say(f"{recipe.name}: {version} is ready after {seconds:.0f} s")
     finally:
         repository.remove(partial)
+
+
+def _sources(recipe: recipes.Recipe, build: Path) -> dict[str, str]:
+    """Put what comes with us in place, and tell the environment that the build's own downloads need."""
+    if not recipe.source:
+        return {}
+    shutil.copytree(recipe.files[0].parent, build / "source")
+    values = {name: os.environ[name] for name in _DOWNLOADS if os.environ.get(name)}
+    if bundle := os.environ.get("SSL_CERT_FILE"):  # a computer behind a proxy that looks into TLS
+        shutil.copy(bundle, build / "authorities.pem")
+        values["SSL_CERT_FILE"] = "/build/authorities.pem"
+    return values
 
 
 def _parallel(recipe: recipes.Recipe) -> dict[str, str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import platform
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from voip_stack.errors import PackageError
 
@@ -15,6 +18,11 @@ SUITE = "trixie"  # what the packages are for, and built in
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
+def architecture() -> str:
+    """This computer's architecture by Debian's name."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How .debs come to be: shell scripts, run as root one after the other in a clean chroot with build-essential.
@@ -22,10 +30,17 @@ class Recipe:
     They leave their .debs in /build, where the user `builder` may write. Each phase is (what a person reads, script).
     """
 
-    name: str  # also the name of the role that installs it
+    name: str
     keep: tuple[str, ...]  # the binary packages to serve; the rest is left behind
     phases: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...] = ()
+    roles: tuple[str, ...] = ()  # that install it, when not the one of its name
+    source: bool = False  # whether the folder of its name beside this file is put at /build/source
+
+    @property
+    def files(self) -> list[Path]:
+        """What comes with us and goes to /build/source."""
+        return sorted(Path(__file__).with_name(self.name).iterdir()) if self.source else []
 
 
 def debian_source(
@@ -77,6 +92,47 @@ def debian_source(
     )
 
 
+def go_module(name: str, version: str, go: str, tags: str, roles: tuple[str, ...], description: str) -> Recipe:
+    """The program of a Go module, linked statically: `main.go` beside its go.mod and go.sum, which pin every module.
+
+    `go` is the compiler of Debian's backports to build it with, `tags` are the program's own build tags.
+    """
+    tools = f"""
+        mirror=$(awk '$1 == "deb" {{ print $2; exit }}' /etc/apt/sources.list)
+        echo "deb $mirror {SUITE}-backports main" >/etc/apt/sources.list.d/backports.list
+        apt-get update
+        apt-get install --yes --no-install-recommends ca-certificates golang-{go}-go/{SUITE}-backports \
+            golang-{go}-src/{SUITE}-backports
+    """
+    compilation = f"""
+        cd /build/source
+        runuser -u builder -- /usr/lib/go-{go}/bin/go build -mod=readonly -trimpath -buildvcs=false \
+            -tags={tags} -ldflags="-s -w" -o /build/{name} .
+    """
+    fields = {
+        "Package": name,
+        "Version": f"{version}-1~voip1",
+        "Architecture": architecture(),
+        "Maintainer": "voip-stack <root@localhost>",
+        "Description": description,
+    }
+    control = " ".join(shlex.quote(f"{field}: {value}") for field, value in fields.items())
+    package = f"""
+        mkdir -p /build/tree/DEBIAN
+        install -D --mode=755 /build/{name} /build/tree/usr/bin/{name}
+        printf '%s\\n' {control} >/build/tree/DEBIAN/control
+        dpkg-deb --root-owner-group -Zzstd --build /build/tree /build
+    """
+    return Recipe(
+        name=name,
+        keep=(name,),
+        phases=(("compiler", tools), ("compilation", compilation), ("package", package)),
+        environment=(("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local"), ("GOTMPDIR", "/build")),
+        roles=roles,
+        source=True,
+    )
+
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -86,6 +142,14 @@ RECIPES = {
             keep=("asterisk", "asterisk-config", "asterisk-modules"),
             backports=("debhelper", "libdebhelper-perl"),  # the source asks for debhelper-compat 14
             first=("libjack-jackd2-dev",),  # else apt takes libjack-dev, which portaudio19-dev conflicts with
+        ),
+        go_module(
+            "vault",
+            version="1.21.1",  # as go.mod has it
+            go="1.26",
+            tags="minimal",  # only what is its own: kv, AppRole, PKI, transit; raft and inmem storage
+            roles=("vault_server", "vault_client"),
+            description="HashiCorp Vault, secrets and certificates (Business Source License 1.1)",
         ),
     )
 }
@@ -101,11 +165,13 @@ def find(name: str) -> Recipe:
         raise PackageError(f"no recipe for a package named {name}", hint) from None
 
 
-def architecture() -> str:
-    """This computer's architecture by Debian's name."""
-    return _ARCHITECTURES.get(platform.machine(), platform.machine())
-
-
 def key(name: str) -> str:
     """A short key of all that we decide about package `name`; its version is Debian's to decide. Needs no network."""
-    return hashlib.sha256(repr((find(name), SUITE, architecture())).encode()).hexdigest()[:12]
+    recipe = find(name)
+    decided = repr((recipe, SUITE, architecture())).encode() + b"".join(f.read_bytes() for f in recipe.files)
+    return hashlib.sha256(decided).hexdigest()[:12]
+
+
+def needed_by(roles: Iterable[str]) -> list[str]:
+    """The packages of our own building that `roles` install."""
+    return [r.name for r in RECIPES.values() if set(r.roles or (r.name,)) & set(roles)]
