@@ -5,7 +5,7 @@ from invoke.collection import Collection
 from voip_stack import cli
 from voip_stack.tasks import calls, cdr, doctor, images, lab, packages, provision, roles, stack, subscribers, vms
 
-namespace = Collection(stack.up, stack.test, doctor.doctor, provision.provision)
+namespace = Collection(stack.up, stack.status, stack.test, doctor.doctor, provision.provision)
 for noun in (vms, images, packages, lab, calls, cdr, subscribers, roles):
     namespace.add_collection(Collection.from_module(noun))
 namespace.configure({"run": {"echo": False}})

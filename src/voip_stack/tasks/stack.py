@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
+import dataclasses
+import json as json_format
 import time
 
 from invoke.context import Context
+from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from voip_stack import calls, images, inventory, lab, packages, provision, settings, ui, vms
+from voip_stack import status as stack_status
 from voip_stack.errors import CallError
 from voip_stack.host import doctor
 
@@ -52,7 +55,7 @@ def up(_c: Context) -> None:
     ui.table(["step", "seconds"], [(n, f"{s:8.1f}") for n, s in [*steps.done, ("all", total)]])
     record = settings.load().cache_dir / "logs" / "up.jsonl"
     with record.open("a") as file:
-        file.write(json.dumps({"at": time.strftime("%FT%TZ", time.gmtime()), "steps": dict(steps.done)}) + "\n")
+        file.write(json_format.dumps({"at": time.strftime("%FT%TZ", time.gmtime()), "steps": dict(steps.done)}) + "\n")
     ui.say(f"The stack is up. Times are kept in {record}.")
 
 
@@ -67,6 +70,23 @@ def bake_all(names: list[str], steps: ui.Steps) -> None:
         for name, future in futures.items():
             with steps.step(f"image {name}"):
                 future.result()
+
+
+@task(help={"json": "print JSON"})
+def status(_c: Context, json: bool = False) -> None:
+    """What works and what is degraded: machines, daemons, registrations, calls. Exit code 1 when something is."""
+    parts = stack_status.look()
+    if json:
+        ui.as_json([dataclasses.asdict(part) for part in parts])
+    else:
+        ui.table(["machine", "part", "state", "carries"], [(p.machine, p.name, p.state, p.figures) for p in parts])
+        for part in parts:
+            for fault in part.faults:
+                ui.say(f"\ndegraded: {part.name} on {part.machine}: {fault}")
+            if part.faults and part.hint:
+                ui.say(f"  {part.hint}")
+    if any(part.faults for part in parts):
+        raise Exit(code=1)
 
 
 @task(help={"sessions": "Nox sessions, comma-separated"})

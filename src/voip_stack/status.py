@@ -1,0 +1,177 @@
+"""The stack at a glance: machines, daemons and what they carry, and what calls lack while one of them is away."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from voip_stack import inventory, vms
+from voip_stack.calls import probes
+from voip_stack.errors import CallError, VmError
+from voip_stack.inventory import Component, Machine
+
+_SECONDS = 60  # for all that is asked of one machine: rabbitmqctl alone takes ten under emulation
+
+
+@dataclass(frozen=True)
+class Part:
+    """A machine, or a daemon on it. `figures` is what it carries; `faults` is empty when all is well."""
+
+    machine: str
+    name: str
+    state: str  # of the domain, or of the systemd unit
+    figures: str = ""
+    faults: tuple[str, ...] = ()
+    hint: str = ""  # what to do about them
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What calls lack while a role's daemon is `away`, and how it is asked.
+
+    `script` is run by sh as root, and prints `figure WORDS` and `fault WORDS` for what does not work.
+    """
+
+    away: str
+    script: str = ""
+
+
+_PROBES = {
+    "kamailio": _Probe(
+        "no phone can register or call",
+        """
+        kamcmd stats.get_statistics usrloc: | awk '/registered_users/ { print "figure", $NF, "registrations" }'
+        kamcmd dlg.stats_active | awk '$1 == "all:" { print "figure", $2, "calls" }'
+        kamcmd dispatcher.list | awk '$1 == "URI:" { uri = $2 }
+            $1 == "FLAGS:" && $2 !~ /^A/ { print "fault the PBX", uri, "does not answer OPTIONS: calls get a 503" }'
+        kamcmd rtpengine.show all | awk '$1 == "url:" { url = $2 }
+            $1 == "disabled:" && $2 !~ /^0/ { print "fault RTPEngine at", url, "does not answer: calls get a 503" }'
+        """,
+    ),
+    "rtpengine": _Probe(
+        "calls get a 503",
+        """
+        [ -e /proc/rtpengine/control ] || echo "fault its kernel module is not loaded"
+        """,
+    ),
+    "asterisk": _Probe(
+        "calls get a 503",
+        """
+        asterisk -rx 'core show channels count' | awk '/active channel/ { print "figure", $1, "channels" }'
+        asterisk -rx 'odbc show all' | awk '/Name:/ { name = $2 }
+            /Number of active connections:/ && $5 == 0 { print "fault no connection to the database", name }'
+        """,
+    ),
+    "cdr": _Probe(
+        "CDRs wait on the PBX",
+        """
+        echo "figure $(cat /var/spool/cdr/* 2>/dev/null | wc -l) CDRs wait"
+        state=$(systemctl is-active cdr-publisher.service)
+        [ "$state" = active ] || echo "fault cdr-publisher.service is $state: events of CDRs wait in PostgreSQL"
+        """,
+    ),
+    "postgresql": _Probe(
+        "no phone can register or call; CDRs wait on the PBX",
+        """
+        cd /
+        runuser -u postgres -- psql -XAtq cdr -c 'SELECT count(*) FROM cdr_event' |
+            sed 's/$/ events of CDRs wait/; s/^/figure /'
+        runuser -u postgres -- psql -XAtq -F ' of ' -c "SELECT count(*), current_setting('max_connections')
+            FROM pg_stat_activity WHERE backend_type = 'client backend'" | sed 's/$/ connections/; s/^/figure /'
+        """,
+    ),
+    "redis": _Probe("a restart of RTPEngine takes the sound from its calls"),
+    "rabbitmq": _Probe(
+        "events of CDRs wait in PostgreSQL",
+        """
+        rabbitmqctl --silent list_queues --vhost voip name messages |
+            awk '$1 == "cdr" { print "figure", $2, "events in the queue cdr" }'
+        """,
+    ),
+}
+
+
+def _script(components: Sequence[Component], machine: Machine) -> str:
+    """What is asked of `machine`: a section per component, and one of units that have failed."""
+    lines = [
+        f"echo == {c.name} $(systemctl is-active {c.unit})\n(\n{_PROBES[c.role].script}\n) 2>/dev/null\n"
+        for c in components
+        if c.role in _PROBES
+    ]
+    known = " ".join(c.unit for c in components)
+    others = f"""
+        echo == others
+        systemctl list-units --failed --plain --no-legend | while read -r unit rest; do
+            case " {known} " in *" $unit "*) ;; *) echo "fault $unit has failed" ;; esac
+        done
+    """
+    return "".join(lines) + others + _reach(machine)
+
+
+def _reach(machine: Machine) -> str:
+    """Can it connect to each service of another machine that it is meant to use?"""
+    stack = inventory.load()
+    tests = []
+    for service in stack.services:
+        if service.protocol != "tcp" or service.network != "internal" or not set(service.sources) & set(machine.groups):
+            continue
+        for other in stack.group(service.group):
+            address, port = other.internal, service.ports[0]
+            test = f"timeout 5 bash -c '</dev/tcp/{address}/{port}' 2>/dev/null"
+            tests.append(f"{test} || echo 'fault can not reach {service.name} on {other.name} ({address}:{port})'\n")
+    return "".join(tests)
+
+
+def _parts(machine: Machine, components: Sequence[Component], said: str) -> list[Part]:
+    """The parts that the script's output tells of."""
+    parts = []
+    for section in re.split(r"^== ", said, flags=re.MULTILINE)[1:]:
+        head, *lines = section.splitlines()
+        name, _, state = head.partition(" ")
+        figures = [line.removeprefix("figure ") for line in lines if line.startswith("figure ")]
+        faults = [line.removeprefix("fault ") for line in lines if line.startswith("fault ")]
+        component = next((c for c in components if c.name == name), None)
+        if component is None:
+            if faults:
+                parts.append(Part(machine.name, "others", "", "", tuple(faults)))
+            continue
+        if state != "active":
+            figures, faults = [], [f"{component.unit} is {state}: {_PROBES[component.role].away}"]
+        elif component.role == "rtpengine":
+            try:
+                now = probes.metrics()
+                figures.append(f"{now.sessions} sessions, {now.kernel_streams} streams in the kernel")
+            except CallError as error:
+                faults.append(error.message)
+        hint = f"./voip vms.ssh {machine.name} --command 'sudo journalctl --unit {component.unit} --lines 20'"
+        parts.append(Part(machine.name, name, state, ", ".join(figures), tuple(faults), hint))
+    return parts
+
+
+def _look(machine: Machine, state: vms.Status) -> list[Part]:
+    """The machine, and what is on it when it can be asked."""
+    stack = inventory.load()
+    components = [c for c in stack.components.values() if c.enabled and c.group in machine.groups]
+    lacks = "; ".join(_PROBES[c.role].away for c in components if c.role in _PROBES)
+    if state.state != "running":
+        start = "start" if state.state == "off" else "create"
+        hint = f"./voip vms.{start} {machine.name}"
+        return [Part(machine.name, "machine", state.state, "", (f"it is {state.state}: {lacks}",), hint)]
+    done = vms.ssh_run(machine.name, "sudo", "sh", "-c", _script(components, machine), timeout=_SECONDS)
+    if done.returncode in (124, 255):
+        return [Part(machine.name, "machine", state.state, "", (f"it does not answer by ssh: {done.stderr.strip()}",))]
+    minutes = int(state.uptime or 0) // 60
+    up = Part(machine.name, "machine", state.state, f"up {minutes // 60}:{minutes % 60:02} h")
+    return [up, *_parts(machine, components, done.stdout)]
+
+
+def look() -> list[Part]:
+    """All machines and daemons, in the inventory's order. Raises VmError when none runs, or libvirt can't be asked."""
+    machines = list(inventory.load().machines.values())
+    states = vms.status(machines)
+    if not any(state.state == "running" for state in states):
+        raise VmError("no machine of the stack runs", "./voip up")
+    with concurrent.futures.ThreadPoolExecutor(len(machines) or 1) as pool:
+        return [part for parts in pool.map(_look, machines, states) for part in parts]
