@@ -86,8 +86,9 @@ _PROBES = {
     "rabbitmq": _Probe(
         "events of CDRs wait in PostgreSQL",
         """
-        rabbitmqctl --silent list_queues --vhost voip name messages |
-            awk '$1 == "cdr" { print "figure", $2, "events in the queue cdr" }'
+        found=$(timeout 30 rabbitmqctl --silent list_queues --vhost voip name messages) ||
+            echo "fault it does not answer rabbitmqctl: events of CDRs wait in PostgreSQL"
+        echo "$found" | awk '$1 == "cdr" { print "figure", $2, "events in the queue cdr" }'
         """,
     ),
 }
@@ -96,7 +97,13 @@ _PROBES = {
 def _script(components: Sequence[Component], machine: Machine) -> str:
     """What is asked of `machine`: a section per component, and one of units that have failed."""
     lines = [
-        f"echo == {c.name} $(systemctl is-active {c.unit})\n(\n{_PROBES[c.role].script}\n) 2>/dev/null\n"
+        f"""
+        state=$(systemctl is-active {c.unit})
+        echo "== {c.name} $state"
+        if [ "$state" = active ]; then
+            : {_PROBES[c.role].script}
+        fi 2>/dev/null
+        """
         for c in components
         if c.role in _PROBES
     ]

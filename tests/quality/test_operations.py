@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from voip_stack import calls, inventory, provision, vms
+from voip_stack import calls, inventory, provision, status, vms
 from voip_stack.errors import CallError
 from voip_stack.inventory import Machine
 
@@ -40,6 +40,20 @@ def up() -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_status_says_what_is_degraded_and_only_that(ssh: Callable[..., str]) -> None:
+    assert [(part, part.faults) for part in status.look() if part.faults] == []
+    ssh("infra-1", "systemctl", "stop", "redis-server")
+    try:
+        faults = {(part.machine, part.name): part.faults for part in status.look() if part.faults}
+    finally:
+        ssh("infra-1", "systemctl", "start", "redis-server")
+    lost = "a restart of RTPEngine takes the sound from its calls"
+    assert faults == {
+        ("infra-1", "redis"): (f"redis-server.service is inactive: {lost}",),
+        ("media-1", "others"): ("can not reach redis on infra-1 (192.168.64.40:6379)",),
+    }
 
 
 def test_without_kernel_forwarding_the_proof_fails_and_up_mends_it(stack: inventory.Inventory) -> None:

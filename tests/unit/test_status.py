@@ -1,4 +1,5 @@
 import dataclasses
+import subprocess
 
 import pytest
 
@@ -51,6 +52,17 @@ def test_a_machine_is_asked_for_what_it_uses_on_others_and_no_more() -> None:
 
 def test_every_component_says_what_calls_lack_without_it() -> None:
     assert {c.role for c in inventory.load().components.values()} <= set(status._PROBES)
+
+
+@pytest.mark.parametrize("name", ["sip-1", "media-1", "pbx-1", "infra-1"])
+def test_what_a_machine_is_asked_is_a_shell_script(name: str) -> None:
+    stack = inventory.load()
+    machine = stack.machine(name)
+    components = [c for c in stack.components.values() if c.group in machine.groups]
+    script = status._script(components, machine)
+    done = subprocess.run(["sh", "-n", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"== {c.name} " in script for c in components)
 
 
 def test_no_machine_at_all_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,14 +79,18 @@ def status(_c: Context, json: bool = False) -> None:
     if json:
         ui.as_json([dataclasses.asdict(part) for part in parts])
     else:
-        ui.table(["machine", "part", "state", "carries"], [(p.machine, p.name, p.state, p.figures) for p in parts])
+        shown = [(p.machine, p.name, p.state, p.figures) for p in parts if p.state]
+        ui.table(["machine", "part", "state", "carries"], shown)
         for part in parts:
             for fault in part.faults:
-                ui.say(f"\ndegraded: {part.name} on {part.machine}: {fault}")
+                where = part.machine if part.name in ("machine", "others") else f"{part.name} on {part.machine}"
+                ui.say(f"\ndegraded: {where}: {fault}")
             if part.faults and part.hint:
                 ui.say(f"  {part.hint}")
     if any(part.faults for part in parts):
         raise Exit(code=1)
+    if not json:
+        ui.say("\nAll is well.")
 
 
 @task(help={"sessions": "Nox sessions, comma-separated"})
