@@ -43,7 +43,6 @@ def up() -> str:
 
 
 def test_status_says_what_is_degraded_and_only_that(ssh: Callable[..., str]) -> None:
-    assert [(part, part.faults) for part in status.look() if part.faults] == []
     ssh("infra-1", "systemctl", "stop", "redis-server")
     try:
         faults = {(part.machine, part.name): part.faults for part in status.look() if part.faults}
