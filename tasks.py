@@ -3,10 +3,24 @@
 from invoke.collection import Collection
 
 from voip_stack import cli
-from voip_stack.tasks import calls, cdr, doctor, images, lab, packages, provision, roles, stack, subscribers, vms
+from voip_stack.tasks import (
+    calls,
+    cdr,
+    doctor,
+    images,
+    infra,
+    lab,
+    packages,
+    provision,
+    roles,
+    secrets,
+    stack,
+    subscribers,
+    vms,
+)
 
 namespace = Collection(stack.up, stack.status, stack.test, doctor.doctor, provision.provision)
-for noun in (vms, images, packages, lab, calls, cdr, subscribers, roles):
+for noun in (vms, images, packages, lab, infra, secrets, calls, cdr, subscribers, roles):
     namespace.add_collection(Collection.from_module(noun))
 namespace.configure({"run": {"echo": False}})
 cli.guarded(namespace)

@@ -9,9 +9,8 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
 
-from voip_stack import database, inventory, settings, vms
+from voip_stack import database, inventory, secrets, vms
 from voip_stack.errors import VoipError
 
 COLUMNS = (
@@ -72,14 +71,11 @@ def list_(src: str = "", dst: str = "", since: str = "", limit: int = 20) -> lis
 
 
 def login() -> str:
-    """The AMQP URL of who reads events, with the password. Raises VoipError when there is none yet."""
+    """The AMQP URL of who reads events, with the password. Raises VoipError."""
     stack = inventory.load()
-    file = settings.load().secrets_dir / "rabbitmq_password_cdr_reader"
-    if not file.exists():
-        raise VoipError(f"there is no password for RabbitMQ ({file})", "./voip provision")
     server = stack.group("infra")[0]
     port = next(s.ports.start for s in stack.services if s.name == "amqp")
-    return f"amqp://cdr_reader:{quote(file.read_text().split()[0], safe='')}@{server.internal}:{port}/voip"
+    return f"amqp://cdr_reader:{secrets.get('rabbitmq_password_cdr_reader')}@{server.internal}:{port}/voip"
 
 
 def follow() -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from voip_stack import paths
+from voip_stack import paths, settings
 from voip_stack.errors import InventoryError
 
 Address = ipaddress.IPv4Address
@@ -60,7 +60,7 @@ class Component:
     group: str
     role: str
     unit: str
-    enabled: bool
+    enabled: bool  # with its provider of secrets, where it is there for one only
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ class Inventory:
     def services_of(self, machine: Machine, network: str) -> list[Service]:
         """What listens on `machine` towards `network`."""
         return [s for s in self.services if s.network == network and (s.group == "all" or s.group in machine.groups)]
+
+
+def _component(name: str, enabled: bool, secrets: str = "", **values: str) -> Component:
+    wanted = enabled and secrets in ("", settings.load().secrets)
+    return Component(name=name, enabled=wanted, **values)
 
 
 def _machine(name: str, groups: Iterable[str], values: dict[str, Any], networks: dict[str, Network]) -> Machine:
@@ -167,7 +172,7 @@ def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, 
             for name, n in common["voip_networks"].items()
         }
         machines = {name: _machine(name, groups, values, networks) for name, (groups, values) in hosts.items()}
-        components = {name: Component(name=name, **c) for name, c in common["voip_components"].items()}
+        components = {name: _component(name, **c) for name, c in common["voip_components"].items()}
         services = tuple(
             Service(
                 s["name"],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voip_stack import images, inventory, lab, packages, paths, settings, vms
+from voip_stack import images, inventory, lab, packages, paths, secrets, settings, vms
 from voip_stack.errors import ProvisionError
 from voip_stack.images.store import digest
 from voip_stack.inventory import Machine
@@ -58,13 +58,26 @@ def environment() -> dict[str, str]:
 def tags() -> list[str]:
     """The tags that the playbook knows."""
     stack = inventory.load()
-    return ["common", "network_config", *(c.role for c in stack.components.values()), "install", "configure", "service"]
+    return [
+        "common",
+        "network_config",
+        "vault_client",
+        *(c.role for c in stack.components.values()),
+        "install",
+        "configure",
+        "service",
+    ]
 
 
 def _digest(machine: Machine) -> str:
-    """What the state of a provisioned machine depends on: what its image does, settings, secrets."""
+    """What the state of a provisioned machine depends on: what its image does, settings, secrets in files, Vault's CA.
+
+    A new secret in Vault is its agent's business.
+    """
     conf = settings.load()
-    return digest(images.key(machine.name), conf.environment(), conf.secrets_dir)
+    names = secrets.catalogue() if conf.secrets == "file" else ("vault/ca.pem",)
+    kept = [file for name in names if (file := conf.secrets_dir / name).exists()]
+    return digest(images.key(machine.name), conf.environment(), *kept)
 
 
 def _on_each(machines: Sequence[Machine], script: Callable[[Machine], str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ class Settings:
     lab: str = "auto"  # auto, namespace, libvirt, vmnet
     libvirt_uri: str = "qemu:///system"  # of a libvirtd that already runs
     external_bridge: str = ""  # a bridge of the computer's LAN in place of the external network
+    secrets: str = "file"  # who keeps them: vault, file
     advertised_address: str = ""  # what phones are told in place of the external addresses (behind NAT)
     debian_mirror: str = ""  # empty: the one that mmdebstrap knows
     apt_ignore_expired: bool = False  # accept a package index whose date has passed
@@ -111,6 +112,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "lab": _choice("auto", "namespace", "libvirt", "vmnet"),
     "libvirt_uri": str,
     "external_bridge": _interface,
+    "secrets": _choice("file", "vault"),
     "advertised_address": _address,
     "debian_mirror": _url,
     "apt_ignore_expired": _yes,

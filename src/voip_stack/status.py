@@ -39,6 +39,14 @@ class _Probe:
 
 
 _PROBES = {
+    "vault_server": _Probe(
+        "no secret can be renewed; calls need none",
+        """
+        export VAULT_ADDR=https://127.0.0.1:8200 VAULT_CACERT=/etc/vault.d/ca.pem
+        vault status | awk '$1 == "Version" { print "figure version", $2 }
+            $1 == "Sealed" && $2 != "false" { print "fault it is sealed: ./voip vms.start unseals it" }'
+        """,
+    ),
     "kamailio": _Probe(
         "no phone can register or call",
         """

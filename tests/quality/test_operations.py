@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from voip_stack import calls, inventory, provision, status, vms
+from voip_stack import calls, inventory, provision, secrets, settings, status, vault, vms
 from voip_stack.errors import CallError
 from voip_stack.inventory import Machine
 
@@ -98,8 +98,17 @@ def test_rtpengine_is_found_that_came_up_after_kamailio(ssh: Callable[..., str])
     calls.verify()
 
 
-def test_after_a_restart_of_every_machine_calls_complete_without_provisioning(stack: inventory.Inventory) -> None:
+def test_after_a_restart_of_every_machine_calls_complete_without_provisioning_and_with_vault_sealed(
+    stack: inventory.Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machines = list(stack.machines.values())
     vms.stop(machines)
-    vms.start(machines)
-    calls.verify()
+    with monkeypatch.context() as patch:
+        patch.setattr(vault, "unseal_machine", lambda *_: False)
+        vms.start(machines)
+    try:
+        calls.verify()
+    finally:
+        vms.start(machines)
+    if settings.load().secrets == "vault":
+        assert secrets.get("asterisk_ami_secret")

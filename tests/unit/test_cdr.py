@@ -7,14 +7,14 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import jsonschema
 import pytest
 
-from voip_stack import cdr, database, paths, vms
+from voip_stack import cdr, database, paths, settings, vms
 from voip_stack.errors import VoipError
 from voip_stack.tasks import cdr as tasks
 
@@ -76,11 +76,14 @@ def test_no_records_are_no_wish() -> None:
 
 
 @pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Callable[[str], None]:
+def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Callable[[str], None]]:
     """broker(script): what runs in place of the follower on the PBX."""
-    (tmp_path / "rabbitmq_password_cdr_reader").write_text("a/b\n")
+    (tmp_path / "rabbitmq_password_cdr_reader").write_text("a-b\n")
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path))
-    return lambda script: monkeypatch.setattr(vms, "ssh_argv", lambda *_: [sys.executable, "-c", script])
+    monkeypatch.setenv("VOIP_SECRETS", "file")
+    settings.load.cache_clear()
+    yield lambda script: monkeypatch.setattr(vms, "ssh_argv", lambda *_: [sys.executable, "-c", script])
+    settings.load.cache_clear()
 
 
 def test_events_are_told_until_the_broker_is_gone(broker: Callable[[str], None]) -> None:
@@ -95,7 +98,7 @@ def test_events_are_told_until_the_broker_is_gone(broker: Callable[[str], None])
 def test_the_follower_gets_its_login_by_standard_input(broker: Callable[[str], None]) -> None:
     broker("import json; print(json.dumps(input().split()))")
     login, queue = next(cdr.follow())
-    assert login == "amqp://cdr_reader:a%2Fb@192.168.64.40:5672/voip"
+    assert login == "amqp://cdr_reader:a-b@192.168.64.40:5672/voip"
     assert queue.startswith("cdr.tail.")
 
 

@@ -35,6 +35,7 @@ def test_a_machine_is_stale_without_a_stamp_or_with_an_old_one(
 def test_a_new_secret_makes_machines_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = inventory.load().machine("infra-1")
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("VOIP_SECRETS", "file")
     provision.settings.load.cache_clear()
     try:
         before = provision._digest(machine)

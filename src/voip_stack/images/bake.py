@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from voip_stack import inventory, packages, paths, settings
+from voip_stack import inventory, packages, paths, secrets, settings
 from voip_stack.errors import HostError
 from voip_stack.images import base, store
 from voip_stack.images.store import Image
@@ -51,7 +51,9 @@ exec "$@"
 def roles_of(machine: inventory.Machine, stack: inventory.Inventory) -> list[str]:
     """The roles that the playbook applies to `machine`."""
     own = [c.role for c in stack.components.values() if c.enabled and c.group in machine.groups]
-    return ["common", "network_config", *own]
+    by_vault = settings.load().secrets == "vault" and set(secrets.classes()) & set(machine.groups)
+    client = ["vault_client"] if by_vault else []
+    return ["common", "network_config", *client, *own]
 
 
 def packages_of(name: str) -> list[str]:
@@ -74,7 +76,7 @@ def key(name: str) -> str:
     roles = [paths.ANSIBLE / "roles" / role for role in roles_of(machine, stack)]
     own = [packages.key(p) for p in packages_of(name)]
     conf = settings.load()
-    local = (conf.package_proxy_port, conf.advertised_address)
+    local = (conf.package_proxy_port, conf.advertised_address, conf.secrets)
     return store.digest(name, base.key(), machine.disk_gib, paths.INVENTORY, PLAYBOOK, *roles, own, local)
 
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from voip_stack import host, images, inventory, lab, ui
+from voip_stack import host, images, inventory, lab, ui, vault
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VmError
 from voip_stack.images import Image
@@ -23,6 +23,7 @@ from voip_stack.vms.connection import NAMESPACE_URI, absent, connect, connect_if
 from voip_stack.vms.ready import Progress
 
 SHUTDOWN_SECONDS = {"kvm": 45, "hvf": 45, "tcg": 90}  # for a guest to power itself off
+_VAULT_SECONDS = {"kvm": 15, "hvf": 15, "tcg": 90}  # for Vault to answer once its machine is ready
 _POWER_BUTTON_SECONDS = 10
 _FREE_SECONDS = 0.5  # for whoever has a machine's address to answer
 
@@ -187,6 +188,12 @@ def _boot(machine: Machine, domain: Any, progress: Progress, stop: threading.Eve
     begin = time.monotonic()
     ready.wait(machine, ready.requirements(machine, domain), ready.timeout(), progress, stop)
     progress(machine.name, f"ready ({time.monotonic() - begin:.0f} s)")
+    try:
+        if vault.unseal_machine(machine, _VAULT_SECONDS[_accelerator()]):
+            progress(machine.name, "its Vault is unsealed")
+    except vault.VaultError as error:
+        # Calls need no Vault: what is in the machines' files is theirs without it.
+        progress(machine.name, f"{error.message}: {error.hint}" if error.hint else error.message)
 
 
 def _require_free(machine: Machine) -> None:

@@ -1,0 +1,173 @@
+"""New secrets in place of those in use: in the server that knows them, in the store, and in the daemons' files."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from voip_stack import inventory, provision, secrets, settings, vault, vms
+from voip_stack.deadline import Deadline
+from voip_stack.errors import VoipError
+from voip_stack.secrets import Secret
+
+Tell = Callable[[str], None]
+
+_SERVERS = ("postgresql", "redis", "rabbitmq")  # a secret that one of them knows begins with its name
+_DIRECTORIES = ("/etc/asterisk", "/etc/cdr", "/etc/kamailio", "/etc/rtpengine")
+_DELIVERY_SECONDS = 120  # the agent looks every 30 s
+_SSH_SECONDS = 60
+
+
+def components() -> list[str]:
+    """The names that rotate() knows: what Vault's paths are called."""
+    return list(dict.fromkeys(secret.path for secret in secrets.catalogue().values()))
+
+
+def _select(component: str) -> list[Secret]:
+    found = [s for s in secrets.catalogue().values() if component in ("all", s.path)]
+    if not found:
+        raise VoipError(f"no component {component!r} has a secret", f"name one of: all, {', '.join(components())}")
+    return found
+
+
+def rotate(component: str, tell: Tell) -> None:
+    """Give `component` (or all) new secrets while the stack runs.
+
+    First the server learns the new password, then the store; then it reaches the files of who logs in, whose
+    connections go on meanwhile. Another rotation, or `provision`, mends one that was cut short.
+
+    Raises VoipError.
+    """
+    chosen = _select(component)
+    stack = inventory.load()
+    vms.require_running(list(stack.machines.values()))
+    for secret in chosen:
+        secrets.get(secret.name)  # the store answers: else nothing is begun
+    new = {secret.name: secrets.generate() for secret in chosen}
+    servers = [server for server in _SERVERS if any(name.startswith(f"{server}_") for name in new)]
+    if servers:
+        tell(f"new passwords in {', '.join(servers)}")
+        with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="voip-secrets-") as values:  # mode 0600
+            json.dump(new, values)
+            values.flush()
+            provision.run(limit="infra", only_tags=",".join(servers), extra_vars=[f"@{values.name}"])
+    tell(f"new secrets in {'Vault' if settings.load().secrets == 'vault' else settings.load().secrets_dir}")
+    for name, value in new.items():
+        secrets.put(name, value)
+    if settings.load().secrets == "file":
+        roles = {c.role for c in stack.components.values() if c.role in {s.path for s in chosen}}
+        if roles:
+            provision.run(only_tags=",".join(sorted(roles)))
+    tell("waiting for the files of who logs in")
+    _await_delivery(chosen, new)
+
+
+def _await_delivery(chosen: Sequence[Secret], new: dict[str, str]) -> None:
+    """Until each machine that reads them has all of its new secrets in files. Raises VoipError, naming who has not."""
+    classes = secrets.classes()
+    expected = {
+        machine.name: [
+            new[s.name] for s in chosen if any(s.path in classes[c]["secrets"] for c in classes if c in machine.groups)
+        ]
+        for machine in inventory.load().machines.values()
+    }
+    waiting = {name: values for name, values in expected.items() if values}
+    deadline = Deadline(_DELIVERY_SECONDS)
+    while waiting:
+        with concurrent.futures.ThreadPoolExecutor(len(waiting)) as pool:
+            has = dict(zip(waiting, pool.map(_has, waiting, waiting.values()), strict=True))
+        waiting = {name: values for name, values in waiting.items() if not has[name]}
+        if waiting and deadline.is_due:
+            name = next(iter(waiting))
+            raise VoipError(
+                f"{', '.join(waiting)}: the new secrets are not in the files after {deadline.seconds:.0f} s",
+                f"./voip vms.ssh {name} --command 'sudo journalctl --unit vault-agent --lines 20'; ./voip provision",
+            )
+        if waiting:
+            time.sleep(1)
+
+
+def _has(machine: str, values: Sequence[str]) -> bool:
+    """Whether each of `values` is in a file of `machine`; asked by standard input, which no process list shows."""
+    script = f"while read -r value; do grep -rqsFf - {' '.join(_DIRECTORIES)} <<E || exit 1\n$value\nE\ndone"
+    argv = vms.ssh_argv(machine, "sudo", "sh", "-c", script)
+    text = "".join(f"{value}\n" for value in values)
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=_SSH_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def status() -> list[tuple[str, str, str]]:
+    """What, where, and its age or end: secrets, certificates of CAs, the machines' logins. Raises VoipError."""
+    if settings.load().secrets == "file":
+        rows = []
+        for name in secrets.catalogue():
+            file = settings.load().secrets_dir / name
+            age = _age(datetime.fromtimestamp(file.stat().st_mtime, UTC)) if file.exists() else "not made yet"
+            rows.append((name, str(file), age))
+        return rows
+    server = vault.current()
+    rows = [("Vault", server.url, _state(server))]
+    versions = {path: server.find(f"secret/metadata/{path}") for path in components()}
+    for secret in secrets.catalogue().values():
+        found = versions[secret.path]
+        made = _age(_time(found["data"]["updated_time"])) if found else "not made yet"
+        rows.append((secret.name, f"secret/{secret.path}: {secret.field}", made))
+    for mount in ("pki", "pki_int"):
+        text = server.find(f"{mount}/cert/ca")
+        if text:
+            rows.append((f"CA {mount}", mount, _ends(text["data"]["certificate"])))
+    for name in secrets.classes():
+        rows += [(f"login of {machine}", f"AppRole {name}-vm-role", end) for machine, end in _logins(server, name)]
+    return rows
+
+
+def _state(server: vault.Vault) -> str:
+    health = server.ask("GET", "sys/seal-status")
+    return f"version {health['version']}, {'sealed' if health['sealed'] else 'unsealed'}"
+
+
+def _logins(server: vault.Vault, name: str) -> list[tuple[str, str]]:
+    """The secret_ids of a class: machine, and when it ends."""
+    path = f"auth/approle/role/{name}-vm-role"
+    listed = server.find(f"{path}/secret-id?list=true") or {"data": {"keys": []}}
+    found = []
+    for accessor in listed["data"]["keys"]:
+        login: dict[str, Any] = server.ask(
+            "POST", f"{path}/secret-id-accessor/lookup", {"secret_id_accessor": accessor}
+        )["data"]
+        found.append((str(login["metadata"].get("machine", "?")), f"ends in {_left(_time(login['expiration_time']))}"))
+    return sorted(found)
+
+
+def _time(text: str) -> datetime:
+    """Vault's time: RFC 3339 with nanoseconds."""
+    seconds, _, _ = text.partition(".")
+    return datetime.fromisoformat(seconds.removesuffix("Z") + "+00:00")
+
+
+def _age(then: datetime) -> str:
+    return f"{_days(datetime.now(UTC).timestamp() - then.timestamp())} old"
+
+
+def _left(then: datetime) -> str:
+    return _days(then.timestamp() - datetime.now(UTC).timestamp())
+
+
+def _days(seconds: float) -> str:
+    hours = int(seconds // 3600)
+    return f"{hours // 24} d {hours % 24} h" if hours >= 24 else f"{hours} h {int(seconds % 3600 // 60)} min"
+
+
+def _ends(pem: str) -> str:
+    from cryptography import x509  # noqa: PLC0415  # half a second that only this needs
+
+    return f"ends in {_left(x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc)}"

@@ -1,0 +1,114 @@
+"""The stack's secrets by name, whoever keeps them: files of this computer, or Vault (VOIP_SECRETS)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import secrets
+import string
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from voip_stack import paths, settings
+from voip_stack.errors import VoipError
+
+FILE = paths.INVENTORY / "group_vars" / "all" / "secrets.yml"
+_LENGTH = 32
+_ALPHABET = string.ascii_letters + string.digits
+# A secret is written as it is into files of many syntaxes and into URLs, some of them by `vault agent`.
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret and its place in Vault: the key `field` of `secret/<path>` (KV version 2)."""
+
+    name: str
+    path: str
+    field: str
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return dict(yaml.safe_load(FILE.read_text()))
+
+
+def catalogue() -> dict[str, Secret]:
+    """All secrets by name."""
+    return {name: Secret(name, **place) for name, place in _table()["voip_secrets"].items()}
+
+
+def classes() -> dict[str, dict[str, list[str]]]:
+    """What each class of machines may read: `secrets` by path, `certificates` by PKI role."""
+    return dict(_table()["voip_vault_classes"])
+
+
+def find(name: str) -> Secret:
+    """The secret called `name`. Raises VoipError."""
+    try:
+        return catalogue()[name]
+    except KeyError:
+        raise VoipError(f"there is no secret named {name!r}", f"the secrets are in {FILE}") from None
+
+
+def generate() -> str:
+    """A new secret: 32 letters and digits, 190 bits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+
+
+def get(name: str) -> str:
+    """The value of the secret called `name`. Raises VoipError, which names where it should be."""
+    secret = find(name)
+    if settings.load().secrets == "vault":
+        from voip_stack import vault  # noqa: PLC0415  # it needs the lab, which a file does not
+
+        where = f"secret/{secret.path} in Vault"
+        value = vault.current().kv(secret.path).get(secret.field)
+        if value is None:
+            raise VoipError(f"there is no {secret.field} in {where}", "./voip infra.setup")
+    else:
+        file = settings.load().secrets_dir / name
+        where = str(file)
+        value = _kept(file)
+    if not _PLAIN.fullmatch(value):
+        raise VoipError(f"{secret.field} in {where} holds more than letters, digits and ._~-", "put another one there")
+    return value
+
+
+def put(name: str, value: str) -> None:
+    """Keep `value` as the secret called `name` from now on. Raises VoipError."""
+    secret = find(name)
+    if settings.load().secrets == "vault":
+        from voip_stack import vault  # noqa: PLC0415  # as in get()
+
+        server = vault.current()
+        server.ask("POST", f"secret/data/{secret.path}", {"data": server.kv(secret.path) | {secret.field: value}})
+        return
+    file = settings.load().secrets_dir / name
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{name}.", delete=False) as new:
+        new.write(value + "\n")
+    Path(new.name).replace(file)
+
+
+def reference(name: str) -> str:
+    """What `vault agent` replaces by the secret's value (consul-template's language). Raises VoipError."""
+    secret = find(name)
+    return "{{ with secret `secret/data/%s` }}{{ .Data.data.%s }}{{ end }}" % (secret.path, secret.field)  # noqa: UP031
+
+
+def _kept(file: Path) -> str:
+    """The secret in `file`, mode 0600; made when it is not there, by one of those who ask at the same time."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.") as new:
+            new.write(generate() + "\n")
+            new.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(new.name, file)
+    return (file.read_text().split() or [""])[0]

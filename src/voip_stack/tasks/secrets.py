@@ -1,0 +1,24 @@
+"""The passwords of the stack's daemons, and how machines come to them."""
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from voip_stack import rotation, ui
+
+
+@task(help={"component": "kamailio, asterisk, cdr, rtpengine, cdr-reader, or all"})
+def rotate(_c: Context, component: str) -> None:
+    """Give a component new secrets while the stack runs: calls go on, and the old ones are worth nothing."""
+    rotation.rotate(component, ui.say)
+    ui.say(f"{component}: rotated")
+
+
+@task(help={"json": "print JSON"})
+def status(_c: Context, json: bool = False) -> None:
+    """Each secret's age, CAs and machines' logins with their ends."""
+    columns = ("what", "where", "age or end")
+    rows = rotation.status()
+    if json:
+        ui.as_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        ui.table(columns, rows)

@@ -1,0 +1,178 @@
+"""Vault from this computer: its HTTP API (https://developer.hashicorp.com/vault/api-docs), through the lab."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voip_stack import inventory, lab, settings
+from voip_stack.deadline import Deadline
+from voip_stack.errors import VoipError
+from voip_stack.inventory import Machine
+
+_SECONDS = 30  # for one answer: a guest under emulation signs a certificate in some seconds
+_HTTP_NOT_FOUND, _HTTP_FORBIDDEN, _HTTP_UNAVAILABLE, _HTTP_ERRORS = 404, 403, 503, 400
+
+
+class VaultError(VoipError):
+    """Vault can't be reached, or does not do what it was asked to. `status` is HTTP's, 0 without an answer."""
+
+    def __init__(self, message: str, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What `vault operator init` printed, as it is kept on this computer (mode 0600)."""
+
+    file: Path
+    unseal: tuple[str, ...]
+    root_token: str
+
+    @classmethod
+    def read(cls, file: Path) -> Keys:
+        """The keys in `file`. Raises VaultError."""
+        try:
+            found = json.loads(file.read_text())
+            return cls(file, tuple(found["unseal_keys_b64"]), found["root_token"])
+        except FileNotFoundError:
+            raise VaultError(f"Vault's keys are not there ({file})", "./voip provision") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise VaultError(f"{file} does not hold Vault's keys: {error}", "restore it from a backup") from None
+
+
+@dataclass(frozen=True)
+class Vault:
+    """A Vault server: `name` is what a person calls it, `ca` the file of the CA that its certificate is of."""
+
+    name: str
+    address: str
+    port: int
+    ca: Path | None = None  # None: plain HTTP
+    token: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.ca else 'http'}://{self.address}:{self.port}"
+
+    def _connection(self) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=_SECONDS)
+        connection.sock = lab.current().connect(self.address, self.port, timeout=_SECONDS)
+        if self.ca:
+            context = ssl.create_default_context(cafile=str(self.ca))
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=self.address)
+        return connection
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, wrap: int = 0) -> dict[str, Any]:
+        """Vault's answer to one request; `wrap`: the seconds that a wrapping token of it lives. Raises VaultError."""
+        where = f"Vault on {self.name} ({self.address}:{self.port})"
+        headers = {"X-Vault-Request": "true"}
+        headers |= {"X-Vault-Token": self.token} if self.token else {}
+        headers |= {"X-Vault-Wrap-TTL": f"{wrap}s"} if wrap else {}
+        try:
+            connection = self._connection()
+            connection.request(method, f"/v1/{path}", json.dumps(body) if body is not None else None, headers)
+            response = connection.getresponse()
+            text = response.read()
+            connection.close()
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason or error
+            raise VaultError(
+                f"{where} is not the one that {self.ca} vouches for: {reason}", "./voip provision"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise VaultError(f"{where} can't be reached: {error}", "./voip vms.status") from None
+        try:
+            answer = json.loads(text or b"{}")
+        except ValueError:
+            raise VaultError(f"{where} does not answer as Vault does", "is another server there?") from None
+        if response.status >= _HTTP_ERRORS:
+            raise self._refusal(where, response.status, path, answer.get("errors") or [])
+        return dict(answer)
+
+    def _refusal(self, where: str, status: int, path: str, errors: Sequence[str]) -> VaultError:
+        said = "; ".join(" ".join(str(e).split()) for e in errors) or f"HTTP {status}"
+        if status == _HTTP_UNAVAILABLE:
+            return VaultError(f"{where} is sealed", f"./voip vms.start {self.name}", status)
+        if status == _HTTP_FORBIDDEN:
+            return VaultError(
+                f"{where} does not let this token at {path}: {said}", "is the token the right one?", status
+            )
+        return VaultError(f"{where}: {path}: {said}", "", status)
+
+    def find(self, path: str) -> dict[str, Any] | None:
+        """The answer to GET `path`, None when nothing is there. Raises VaultError."""
+        try:
+            return self.ask("GET", path)
+        except VaultError as error:
+            if error.status == _HTTP_NOT_FOUND:
+                return None
+            raise
+
+    def kv(self, path: str) -> dict[str, str]:
+        """What is in `secret/<path>` (KV version 2), empty when nothing is. Raises VaultError."""
+        found = self.find(f"secret/data/{path}")
+        return dict(found["data"]["data"] or {}) if found else {}
+
+    def unseal(self, keys: Keys, patience: float) -> bool:
+        """Whether it was sealed; now it serves. `patience`: seconds for either answer. Raises VaultError."""
+        state = self._ask_patiently("sys/seal-status", patience)
+        if not state["initialized"]:
+            return False
+        if state["sealed"]:
+            for key in keys.unseal:
+                if not self.ask("PUT", "sys/unseal", {"key": key})["sealed"]:
+                    break
+            else:
+                raise VaultError(
+                    f"the keys in {keys.file} do not unseal Vault on {self.name}", "restore that file from a backup"
+                )
+        self._ask_patiently("sys/health", patience)  # an error until raft has elected it
+        return bool(state["sealed"])
+
+    def _ask_patiently(self, path: str, patience: float) -> dict[str, Any]:
+        deadline = Deadline(patience)
+        while True:
+            try:
+                return self.ask("GET", path)
+            except VaultError:
+                if deadline.is_due:
+                    raise
+                time.sleep(1)
+
+
+def keys_dir() -> Path:
+    """Where the CA and the keys of the embedded Vault are on this computer."""
+    return settings.load().secrets_dir / "vault"
+
+
+def of(machine: Machine, token: str = "") -> Vault:
+    """The Vault that our role sets up on `machine`."""
+    port = next(s.ports.start for s in inventory.load().services if s.name == "vault")
+    return Vault(machine.name, str(machine.internal), port, keys_dir() / "ca.pem", token)
+
+
+@functools.cache
+def current() -> Vault:
+    """The stack's Vault, with all rights. Raises VaultError."""
+    machines = inventory.load().group("infra")
+    if not machines:
+        raise VaultError("the inventory has no machine in the group infra", "see ansible/inventory/hosts.yml")
+    return of(machines[0], Keys.read(keys_dir() / f"{machines[0].name}.json").root_token)
+
+
+def unseal_machine(machine: Machine, patience: float = 60) -> bool:
+    """Unseal the Vault of `machine` if it has one whose keys we have: whether that was to do. Raises VaultError."""
+    file = keys_dir() / f"{machine.name}.json"
+    component = inventory.load().components.get("vault")
+    if component is None or not component.enabled or component.group not in machine.groups or not file.exists():
+        return False
+    return of(machine).unseal(Keys.read(file), patience)

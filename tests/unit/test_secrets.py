@@ -1,0 +1,76 @@
+"""Secrets in files, and their places in Vault."""
+
+import concurrent.futures
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from voip_stack import infra, inventory, paths, secrets, settings
+from voip_stack.errors import VoipError
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the provider `file` keeps secrets; not there yet."""
+    monkeypatch.setenv("VOIP_SECRETS", "file")
+    monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path / "secrets"))
+    settings.load.cache_clear()
+    yield tmp_path / "secrets"
+    settings.load.cache_clear()
+
+
+def test_a_secret_is_made_once_for_its_owner_alone(directory: Path) -> None:
+    made = secrets.get("asterisk_ami_secret")
+    assert re.fullmatch(r"[A-Za-z0-9]{32}", made)
+    assert secrets.get("asterisk_ami_secret") == made
+    assert (directory / "asterisk_ami_secret").stat().st_mode & 0o777 == 0o600
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert [f.name for f in directory.iterdir()] == ["asterisk_ami_secret"]
+
+
+@pytest.mark.usefixtures("directory")
+def test_who_asks_at_the_same_time_gets_the_same_secret() -> None:
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert len(set(pool.map(secrets.get, ["asterisk_ami_secret"] * 64))) == 1
+
+
+@pytest.mark.parametrize("value", ["it's", 'a"b', "a/b", "a b", "a{{b", ""])
+def test_a_secret_that_would_need_quoting_is_refused(directory: Path, value: str) -> None:
+    directory.mkdir()
+    (directory / "asterisk_ami_secret").write_text(f"{value}\n")
+    if " " in value:  # what followed the secret in files that Ansible's own lookup made
+        assert secrets.get("asterisk_ami_secret") == value.split(maxsplit=1)[0]
+        return
+    with pytest.raises(VoipError, match=f"ami_secret in {directory}/asterisk_ami_secret holds more than"):
+        secrets.get("asterisk_ami_secret")
+
+
+def test_an_unknown_secret_is_named() -> None:
+    with pytest.raises(VoipError, match="no secret named 'asterisk_ami'"):
+        secrets.reference("asterisk_ami")
+
+
+def test_a_reference_needs_no_quoting_either() -> None:
+    for name in secrets.catalogue():
+        assert not set("\"'\\\n") & set(secrets.reference(name))
+
+
+def test_every_secret_has_a_place_of_its_own_and_a_variable() -> None:
+    places = [(s.path, s.field) for s in secrets.catalogue().values()]
+    assert len(set(places)) == len(places)
+    variables = yaml.safe_load((paths.INVENTORY / "group_vars/all/providers.yml").read_text())
+    for name in secrets.catalogue():
+        assert variables[name] == f"{{{{ lookup('voip_secret', '{name}') }}}}"
+
+
+def test_a_class_reads_what_its_components_need_and_nothing_else() -> None:
+    stack = inventory.load()
+    for name, allowed in secrets.classes().items():
+        roles = {c.role for c in stack.components.values() if c.group == name}
+        assert set(allowed["secrets"]) == {s.path for s in secrets.catalogue().values() if s.path in roles}
+        paths_ = re.findall(r'^path "(.*)"', infra.policy(name, "voip.local"), re.MULTILINE)
+        assert [p for p in paths_ if p.startswith("secret/")] == [f"secret/data/{p}" for p in allowed["secrets"]]
+        assert not [p for p in paths_ if "*" in p]
