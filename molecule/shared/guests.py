@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from voip_stack import settings
+from voip_stack import secrets
 
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
 
@@ -28,4 +28,4 @@ def inventory_of(name: str) -> dict[str, Any]:
 
 def secret(name: str) -> str:
     """A secret as the roles got it."""
-    return (settings.load().secrets_dir / name).read_text().split()[0]
+    return secrets.get(name)

@@ -1,0 +1,228 @@
+"""What is in Vault is in the files, for who may read it, on the machine that may have it; also while Vault is away."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from guests import inventory_of
+
+from voip_stack import infra, settings, vault
+
+PEER = inventory_of("vault-1")
+ADDRESS = inventory_of("client-1")["internal_address"]
+KEYS_DIR = settings.load().secrets_dir / "molecule" / PEER["ansible_host"]
+ONE, TWO = "/etc/asterisk/one", "/etc/asterisk/two"
+SECONDS = 60  # for a new secret to be in its file: the interval is 3 s, emulation is slow
+
+
+def server(token=""):
+    return vault.Vault("vault-1", PEER["internal_address"], 8200, KEYS_DIR / "ca.pem", token)
+
+
+@pytest.fixture(scope="session")
+def keys():
+    return vault.Keys.read(KEYS_DIR / "vault-1.json")
+
+
+@pytest.fixture
+def root(keys):
+    """Vault, unsealed, with all rights."""
+    server().unseal(keys, 60)
+    return server(keys.root_token)
+
+
+def wait(check, what, seconds=SECONDS):
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(1)
+
+
+def put(root, **changes):
+    root.ask("POST", "secret/data/asterisk", {"data": root.kv("asterisk") | changes})
+
+
+def content(host, path):
+    return host.run("cat %s", path).stdout
+
+
+def pids(host):
+    return host.check_output("systemctl show --value --property MainPID one two").split()
+
+
+def run_login(host, command, stdin=""):
+    options = host.check_output("systemctl show --value --property ExecStart vault-login.service")
+    argv = options.split("argv[]=")[1].split(" ;")[0].removesuffix(" renew")
+    return host.run("printf %%s %s | " + argv + " " + command, stdin)
+
+
+# First, since after a reboot of the guest alone Vault is still there, and after its own it is sealed.
+def test_the_files_hold_what_vault_holds(host, root):
+    there = root.kv("asterisk")
+    wait(lambda: there["ami_secret"] in content(host, ONE), "the secret in its file")
+    assert content(host, ONE) == f"login=one:{there['ami_secret']}@192.0.2.1\n"
+    assert content(host, TWO) == f"first\n\"second\" = '{there['ari_password']}'\n"
+
+
+def test_only_who_should_reads_them(host):
+    one, two = host.file(ONE), host.file(TWO)
+    assert (one.user, one.group, one.mode) == ("root", "daemon", 0o640)
+    assert (two.user, two.group, two.mode) == ("root", "root", 0o600)
+    listed = host.check_output("stat -c '%a %U' /etc/vault-agent /etc/vault-agent/secret-id /etc/vault-agent/role-id")
+    assert listed.splitlines() == ["700 root", "600 root", "600 root"]
+
+
+def test_a_new_secret_reaches_its_file_and_its_daemon_alone(host, root):
+    before = pids(host)
+    old = root.kv("asterisk")["ami_secret"]
+    put(root, ami_secret="new-" + str(time.time_ns()))
+    new = root.kv("asterisk")["ami_secret"]
+    wait(lambda: new in content(host, ONE), "the new secret")
+    wait(lambda: pids(host)[0] != before[0], "the daemon restarted")
+    assert pids(host)[1] == before[1]
+    assert old not in content(host, ONE)
+
+
+# `two` has a command that fails: the agent must go on.
+def test_a_daemon_that_refuses_keeps_nobody_from_a_secret(host, root):
+    for field, file in (("ari_password", TWO), ("ami_secret", ONE)):
+        put(root, **{field: "after-" + str(time.time_ns())})
+        wait(lambda file=file, field=field: root.kv("asterisk")[field] in content(host, file), f"{field} in {file}")
+
+
+@pytest.mark.usefixtures("root")
+def test_a_file_that_somebody_removed_comes_back(host):
+    was = content(host, ONE)
+    host.check_output(f"rm {ONE}")
+    wait(lambda: content(host, ONE) == was, "the file")
+    assert host.file(ONE).group == "daemon"
+
+
+def test_the_files_survive_a_restart_without_vault(host, guest, root, keys):
+    was = content(host, ONE), content(host, TWO)
+    before = pids(host)
+    guest("vault-1").check_output("systemctl stop vault")
+    try:
+        host.check_output("systemctl restart vault-agent")
+        time.sleep(10)
+        assert (content(host, ONE), content(host, TWO)) == was
+        assert pids(host) == before
+        assert host.check_output("systemctl is-active vault-agent") == "active"
+        refused = run_login(host, "check")
+        assert refused.rc == 1
+        assert f"Vault at https://{PEER['internal_address']}:8200 can't be used" in refused.stderr
+    finally:
+        guest("vault-1").check_output("systemctl start vault")
+    sealed = run_login(host, "check")
+    assert (sealed.rc, "it is sealed" in sealed.stderr) == (1, True)
+    server().unseal(keys, 60)
+    put(root, ami_secret="back-" + str(time.time_ns()))
+    wait(lambda: root.kv("asterisk")["ami_secret"] in content(host, ONE), "the secret after Vault came back", 120)
+
+
+def test_the_login_is_renewed_and_the_old_one_is_worth_nothing(host, root):
+    old = content(host, "/etc/vault-agent/secret-id")
+    host.check_output("systemctl start vault-login.service")
+    new = content(host, "/etc/vault-agent/secret-id")
+    assert new
+    assert new != old
+    assert run_login(host, "check").rc == 0
+    for secret_id, known in ((new, True), (old, False)):
+        found = root.ask("POST", "auth/approle/role/pbx-vm-role/secret-id/lookup", {"secret_id": secret_id.strip()})
+        assert bool(found.get("data")) == known
+    left = root.ask("POST", "auth/approle/role/pbx-vm-role/secret-id/lookup", {"secret_id": new.strip()})["data"]
+    assert left["secret_id_ttl"] == 30 * 24 * 3600
+    assert host.check_output("systemctl is-enabled vault-login.timer") == "enabled"
+
+
+@pytest.mark.usefixtures("root")
+def test_the_login_is_worth_nothing_elsewhere(host):
+    body = {
+        name.replace("-", "_"): content(host, f"/etc/vault-agent/{name}").strip() for name in ("role-id", "secret-id")
+    }
+    with pytest.raises(vault.VaultError) as refused:
+        server().ask("POST", "auth/approle/login", body)
+    assert "source address" in refused.value.message
+
+
+def test_a_machine_reads_its_own_secrets_only(host, root):
+    put(root, ami_secret="mine")
+    ask = f"""
+import json, ssl, urllib.request, urllib.error
+ca = ssl.create_default_context(cafile="/etc/vault-agent/ca.pem")
+def ask(path, body=None, token=""):
+    url = "https://{PEER["internal_address"]}:8200/v1/" + path
+    request = urllib.request.Request(url, body and json.dumps(body).encode())
+    token and request.add_header("X-Vault-Token", token)
+    try:
+        return json.loads(urllib.request.urlopen(request, context=ca).read())
+    except urllib.error.HTTPError as error:
+        return error.code
+body = {{n.replace("-", "_"): open("/etc/vault-agent/" + n).read().strip() for n in ("role-id", "secret-id")}}
+token = ask("auth/approle/login", body)["auth"]["client_token"]
+print(json.dumps([ask(path, body, token) if body is None else ask(path, body, token) for path, body in (
+    ("secret/data/asterisk", None), ("secret/data/kamailio", None),
+    ("secret/data/cdr-reader", None), ("sys/mounts", None),
+    ("auth/approle/role/sip-vm-role/secret-id", {{"cidr_list": []}}),
+    ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local"}}),
+    ("pki_int/issue/kamailio-role", {{"common_name": "client-1.voip.local"}}),
+    ("pki_int/issue/asterisk-role", {{"common_name": "example.com"}}))]))
+"""
+    mine, *others, certificate, foreign, outside = json.loads(host.check_output("python3 -c %s", ask))
+    assert mine["data"]["data"]["ami_secret"] == "mine"
+    assert others == [403] * 4
+    assert certificate["data"]["certificate"].startswith("-----BEGIN CERTIFICATE-----")
+    assert (foreign, outside) == (403, 403)
+
+
+def test_a_wrapped_login_is_good_once_and_for_one_machine(host, root):
+    made = infra.login(root, "pbx", "client-1", ADDRESS)
+    first = run_login(host, "unwrap", json.dumps(made))
+    again = run_login(host, "unwrap", json.dumps(made))
+    assert first.rc == 0
+    assert again.rc == 2
+    assert "somebody has unwrapped it before" in again.stderr
+    assert "./voip provision --limit client-1" in again.stderr
+    assert run_login(host, "check").rc == 0  # the refused one left the good one where it was
+
+
+def test_another_vault_is_not_trusted(host):
+    host.check_output(
+        "cp /etc/vault-agent/ca.pem /root/ca.pem && cp /etc/ssl/certs/ca-certificates.crt /etc/vault-agent/ca.pem"
+    )
+    try:
+        refused = run_login(host, "check")
+    finally:
+        host.check_output("mv /root/ca.pem /etc/vault-agent/ca.pem")
+    assert refused.rc == 1
+    assert "is not the one that /etc/vault-agent/ca.pem vouches for" in refused.stderr
+
+
+# Last: the machine gets another login at the end.
+def test_a_revoked_machine_reads_nothing(host, root):
+    secret_id = content(host, "/etc/vault-agent/secret-id").strip()
+    root.ask("POST", "auth/approle/role/pbx-vm-role/secret-id/destroy", {"secret_id": secret_id})
+    try:
+        refused = run_login(host, "check")
+        assert refused.rc == 2
+        assert "refuses pbx-vm-role" in refused.stderr
+    finally:
+        made = infra.login(root, "pbx", "client-1", ADDRESS)
+        assert run_login(host, "unwrap", json.dumps(made)).rc == 0
+
+
+def test_no_secret_is_told_to_anybody(host, root):
+    values = [v for v in root.kv("asterisk").values() if len(v) > 8]
+    values.append(content(host, "/etc/vault-agent/secret-id").strip())
+    assert len(values) > 2
+    log = Path(settings.load().cache_dir, "logs", "molecule", "vault_client.log")
+    commands = {
+        "the journal": "journalctl --no-pager -o cat",
+        "the process list": "ps -eo args",
+        "environments": "cat /proc/[0-9]*/environ 2>/dev/null",
+        "files that anybody reads": "find / -xdev -type f -perm -o=r -mmin -60 -exec cat {} + 2>/dev/null",
+    }
+    texts = {where: host.run(command).stdout_bytes.decode(errors="replace") for where, command in commands.items()}
+    texts["this run's log"] = log.read_text(errors="replace") if log.exists() else ""
+    assert [(where, "found") for where, text in texts.items() for value in values if value in text] == []
