@@ -68,6 +68,7 @@ _PROBES = {
         "calls get a 503",
         """
         asterisk -rx 'core show channels count' | awk '/active channel/ { print "figure", $1, "channels" }'
+        asterisk -rx 'realtime load voicemail mailbox 0' >/dev/null # it connects at its first question
         asterisk -rx 'odbc show all' | awk '/Name:/ { name = $2 }
             /Number of active connections:/ && $5 == 0 { print "fault no connection to the database", name }'
         """,
