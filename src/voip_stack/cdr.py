@@ -73,9 +73,9 @@ def list_(src: str = "", dst: str = "", since: str = "", limit: int = 20) -> lis
 def login() -> str:
     """The AMQP URL of who reads events, with the password. Raises VoipError."""
     stack = inventory.load()
-    server = stack.group("infra")[0]
+    _, address = stack.infra()
     port = next(s.ports.start for s in stack.services if s.name == "amqp")
-    return f"amqp://cdr_reader:{secrets.get('rabbitmq_password_cdr_reader')}@{server.internal}:{port}/voip"
+    return f"amqp://cdr_reader:{secrets.get('rabbitmq_password_cdr_reader')}@{address}:{port}/voip"
 
 
 def follow() -> Iterator[dict[str, Any]]:

@@ -1,13 +1,17 @@
-"""SQL on the machine of PostgreSQL, over ssh."""
+"""SQL with all rights: on the machine of PostgreSQL, over ssh, or in the user's devstack-core."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 
-from voip_stack import inventory, vms
-from voip_stack.errors import VmError, VoipError
+from voip_stack import devstack, inventory, lab, vms
+from voip_stack.errors import HostError, VmError, VoipError
 
-_SECONDS = 60  # for one ssh with one script
+_SECONDS = 60  # for one script
+_OPTIONS = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1")
+_UNREACHABLE = {"ssh": 255, "psql": 2}  # their own exit codes
 
 
 def quoted(text: str) -> str:
@@ -15,22 +19,44 @@ def quoted(text: str) -> str:
     return "'" + text.replace("\0", "").replace("'", "''") + "'"
 
 
+def _psql() -> tuple[list[str], dict[str, str]]:
+    """The command line and environment of a psql on this computer, in the user's devstack-core."""
+    # Homebrew links libpq nowhere.
+    places = [os.environ.get("PATH", ""), "/opt/homebrew/opt/libpq/bin", "/usr/local/opt/libpq/bin"]
+    program = shutil.which("psql", path=os.pathsep.join(places))
+    if not program:
+        raise HostError("psql is missing", "./voip doctor --fix; on macOS: brew install libpq")
+    login = devstack.postgresql()
+    argv = lab.current().inside(program, *_OPTIONS, f"--host={login.address}", f"--port={login.port}")
+    argv += [f"--username={login.user}", f"--dbname={login.place}"]
+    return argv, {**os.environ, "PGPASSWORD": login.password, "PGCONNECT_TIMEOUT": "15"}
+
+
 def run(script: str) -> str:
     """The output of an SQL script, which begins with \\connect; by standard input, where no process list shows it.
 
-    Raises VmError when the machine can't be reached, VoipError with PostgreSQL's words when it refuses.
+    Raises VmError when the server can't be reached, VoipError with PostgreSQL's words when it refuses.
     """
-    servers = inventory.load().group("infra")
-    if not servers:
-        raise VoipError("the inventory has no machine in the group infra", "see ansible/inventory/hosts.yml")
-    psql = ["sudo", "-u", "postgres", "psql", "--no-psqlrc", "--quiet", "--no-align", "--tuples-only"]
-    argv = vms.ssh_argv(servers[0].name, *psql, "--set=ON_ERROR_STOP=1")
+    name, address = inventory.load().infra()
+    outside = inventory.load().devstack is not None
+    if outside:
+        tool, hint = "psql", "./voip infra.check"
+        argv, environment = _psql()
+    else:
+        tool, hint = "ssh", "./voip vms.status"
+        argv = vms.ssh_argv(name, *("sudo", "-u", "postgres", "psql"), *_OPTIONS)
+        environment = dict(os.environ)
+    where = f"PostgreSQL on {name} ({address})"
     try:
-        done = subprocess.run(argv, input=script, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(
+            argv, input=script, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
-        raise VmError(f"{servers[0].name} does not answer within {_SECONDS} s", "./voip vms.status") from None
-    if done.returncode == 255:  # ssh's own
-        raise VmError(f"{servers[0].name} can't be reached", "./voip vms.status", done.stderr)
+        raise VmError(f"{where} does not answer within {_SECONDS} s", hint) from None
+    if done.returncode == _UNREACHABLE[tool]:
+        raise VmError(f"{where} can't be reached", hint, done.stderr)
     if done.returncode != 0:
-        raise VoipError(f"PostgreSQL on {servers[0].name} refused", "./voip provision --limit infra-1", done.stderr)
+        raise VoipError(
+            f"{where} refused", "./voip infra.setup" if outside else f"./voip provision --limit {name}", done.stderr
+        )
     return done.stdout

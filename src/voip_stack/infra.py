@@ -1,18 +1,23 @@
-"""What this stack needs in Vault: its secrets, and who may read them. Made where it lacks; nothing else is touched.
+"""What this stack needs of the services around it: what of that is missing, making it, removing it again.
 
-The layout is the same in the embedded Vault and in a devstack-core. Sources: Vault's API of KV version 2, AppRole, PKI.
+In Vault: its secrets, and who may read them; the layout is the same in the embedded one and in a devstack-core.
+Sources: Vault's API of KV version 2, AppRole, PKI.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from voip_stack import cli, inventory, secrets, ui, vault
+from voip_stack import cli, devstack, inventory, lab, layout, secrets, settings, ui, vault
 from voip_stack.deadline import Deadline
+from voip_stack.errors import VoipError
+from voip_stack.layout import Step
 from voip_stack.vault import Vault, VaultError
 
 _HOUR, _DAY = 3600, 24 * 3600
@@ -21,6 +26,7 @@ CERTIFICATE_TTL = "2160h"
 SECRET_ID_TTL = 30 * _DAY
 _TOKEN_TTL, _TOKEN_MAX_TTL = 24 * _HOUR, 48 * _HOUR
 _UPGRADE_SECONDS = 30  # for a mount of KV to become version 2
+_CONNECT_SECONDS = 5
 _WRAP_SECONDS = 300  # for a secret_id to reach its machine
 
 Addresses = Mapping[str, Sequence[str]]  # of the machines of each class
@@ -47,33 +53,29 @@ def policy(name: str, domain: str) -> str:
     return "\n\n".join(rules) + "\n"
 
 
-def base(server: Vault) -> Iterator[str]:
-    """What a devstack-core has and a new Vault lacks: the mounts, and the two CAs. Yields what was made."""
+def base(server: Vault) -> Iterator[Step]:
+    """What a devstack-core has and a new Vault lacks: the mounts, and the two CAs."""
     mounts = server.ask("GET", "sys/mounts")["data"]
     if "secret/" not in mounts:
-        server.ask("POST", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}})
-        Deadline(_UPGRADE_SECONDS).wait(lambda: _serves(server))
-        yield "the mount secret"
+        yield "the mount secret", lambda: _make_kv(server)
     for name, ttl in (("pki", _ROOT_TTL), ("pki_int", _INTERMEDIATE_TTL)):
         if f"{name}/" not in mounts:
-            server.ask("POST", f"sys/mounts/{name}", {"type": "pki", "config": {"max_lease_ttl": ttl}})
-            yield f"the mount {name}"
-    if not (server.find("pki/issuers?list=true") or {}).get("data", {}).get("keys"):
-        server.ask("POST", "pki/root/generate/internal", {**_key("voip-stack root CA"), "ttl": _ROOT_TTL})
-        yield "the root CA"
-    if not (server.find("pki_int/issuers?list=true") or {}).get("data", {}).get("keys"):
-        request = server.ask("POST", "pki_int/intermediate/generate/internal", _key("voip-stack intermediate CA"))
-        signed = server.ask(
-            "POST",
-            "pki/root/sign-intermediate",
-            {"csr": request["data"]["csr"], "ttl": _INTERMEDIATE_TTL, "format": "pem_bundle"},
-        )
-        server.ask("POST", "pki_int/intermediate/set-signed", {"certificate": signed["data"]["certificate"]})
-        yield "the intermediate CA"
+            body = {"type": "pki", "config": {"max_lease_ttl": ttl}}
+            yield f"the mount {name}", functools.partial(server.ask, "POST", f"sys/mounts/{name}", body)
+    if not _has_issuer(server, "pki"):
+        body = {**_key("voip-stack root CA"), "ttl": _ROOT_TTL}
+        yield "the root CA", functools.partial(server.ask, "POST", "pki/root/generate/internal", body)
+    if not _has_issuer(server, "pki_int"):
+        yield "the intermediate CA", lambda: _make_intermediate(server)
+
+
+def _make_kv(server: Vault) -> None:
+    """The mount of KV version 2, which begins as version 1."""
+    server.ask("POST", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}})
+    Deadline(_UPGRADE_SECONDS).wait(lambda: _serves(server))
 
 
 def _serves(server: Vault) -> bool:
-    """Whether the new mount of KV version 2, which begins as version 1, has become one."""
     try:
         server.kv("kamailio")
     except VaultError:
@@ -81,37 +83,46 @@ def _serves(server: Vault) -> bool:
     return True
 
 
+def _has_issuer(server: Vault, mount: str) -> bool:
+    return bool((server.find(f"{mount}/issuers?list=true") or {}).get("data", {}).get("keys"))
+
+
+def _make_intermediate(server: Vault) -> None:
+    request = server.ask("POST", "pki_int/intermediate/generate/internal", _key("voip-stack intermediate CA"))
+    body = {"csr": request["data"]["csr"], "ttl": _INTERMEDIATE_TTL, "format": "pem_bundle"}
+    signed = server.ask("POST", "pki/root/sign-intermediate", body)
+    server.ask("POST", "pki_int/intermediate/set-signed", {"certificate": signed["data"]["certificate"]})
+
+
 def _key(common_name: str) -> dict[str, Any]:
     return {"common_name": common_name, "key_type": "ec", "key_bits": 256}
 
 
-def setup(server: Vault, addresses: Addresses, domain: str) -> Iterator[str]:
-    """Secrets, policies, AppRoles and PKI roles. Yields what was made or mended. Raises VaultError."""
-    wanted: dict[str, list[str]] = {}
-    for secret in secrets.catalogue().values():
-        wanted.setdefault(secret.path, []).append(secret.field)
-    for path, fields in wanted.items():
+def ours(server: Vault, addresses: Addresses, domain: str) -> Iterator[Step]:
+    """What is missing, or differs, of secrets, policies, AppRoles and PKI roles. Raises VaultError."""
+    for path, fields in _fields().items():
         there = server.kv(path)
         missing = [field for field in fields if field not in there]
         if missing:
-            server.ask("POST", f"secret/data/{path}", {"data": there | {f: secrets.generate() for f in missing}})
-            yield f"secret/{path}: {', '.join(missing)}"
+            body = {"data": there | {f: secrets.generate() for f in missing}}
+            yield (
+                f"secret/{path}: {', '.join(missing)}",
+                functools.partial(server.ask, "POST", f"secret/data/{path}", body),
+            )
     if "approle/" not in server.ask("GET", "sys/auth")["data"]:
-        server.ask("POST", "sys/auth/approle", {"type": "approle"})
-        yield "the login method approle"
+        yield "the login method approle", lambda: server.ask("POST", "sys/auth/approle", {"type": "approle"})
     for name, allowed in secrets.classes().items():
         text = policy(name, domain)
-        found = server.find(f"sys/policies/acl/{name}-vm-policy")
+        path = f"sys/policies/acl/{name}-vm-policy"
+        found = server.find(path)
         if found is None or found["data"]["policy"] != text:
-            server.ask("PUT", f"sys/policies/acl/{name}-vm-policy", {"policy": text})
-            yield f"the policy {name}-vm-policy"
-        cidrs = [f"{address}/32" for address in addresses.get(name, ())]
+            yield f"the policy {name}-vm-policy", functools.partial(server.ask, "PUT", path, {"policy": text})
         settings: dict[str, Any] = {
             "token_policies": [f"{name}-vm-policy"],
             "token_ttl": _TOKEN_TTL,
             "token_max_ttl": _TOKEN_MAX_TTL,
             "secret_id_ttl": SECRET_ID_TTL,
-            "secret_id_bound_cidrs": cidrs,
+            "secret_id_bound_cidrs": [f"{address}/32" for address in addresses.get(name, ())],
             "token_bound_cidrs": list(addresses.get(name, ())),
         }
         yield from _ensure(server, f"auth/approle/role/{role(name)}", settings, f"the AppRole {role(name)}")
@@ -127,42 +138,182 @@ def setup(server: Vault, addresses: Addresses, domain: str) -> Iterator[str]:
             yield from _ensure(server, f"pki_int/roles/{certificate}", pki, f"the PKI role {certificate}")
 
 
-def _ensure(server: Vault, path: str, settings: Mapping[str, Any], title: str) -> Iterator[str]:
+def _fields() -> dict[str, list[str]]:
+    """The stack's secrets: fields by path."""
+    wanted: dict[str, list[str]] = {}
+    for secret in secrets.catalogue().values():
+        wanted.setdefault(secret.path, []).append(secret.field)
+    return wanted
+
+
+def _ensure(server: Vault, path: str, settings: Mapping[str, Any], title: str) -> Iterator[Step]:
     """Write `settings` to `path` unless they are there."""
     found = (server.find(path) or {}).get("data", {})
     if any(found.get(key) != value for key, value in settings.items()):
-        server.ask("POST", path, dict(settings))
-        yield title
+        yield title, functools.partial(server.ask, "POST", path, dict(settings))
+
+
+def removal(server: Vault) -> Iterator[Step]:
+    """What ours() made and is still there. Fields that somebody has put beside ours stay. Raises VaultError."""
+    for name, allowed in secrets.classes().items():
+        paths = [f"auth/approle/role/{role(name)}", f"sys/policies/acl/{name}-vm-policy"]
+        paths += [f"pki_int/roles/{certificate}" for certificate in allowed["certificates"]]
+        for path in paths:
+            if server.find(path):
+                yield path, functools.partial(server.ask, "DELETE", path)
+    for path, fields in _fields().items():
+        there = server.kv(path)
+        if set(there) & set(fields):
+            rest = {key: value for key, value in there.items() if key not in fields}
+            yield f"secret/{path}: {', '.join(fields)}", functools.partial(_remove_secret, server, path, rest)
+
+
+def _remove_secret(server: Vault, path: str, rest: Mapping[str, str]) -> None:
+    server.ask("DELETE", f"secret/metadata/{path}")  # with all its versions
+    if rest:
+        server.ask("POST", f"secret/data/{path}", {"data": dict(rest)})
 
 
 def login(server: Vault, name: str, machine: str, address: str) -> dict[str, str]:
     """What `machine`, of the class `name`, logs in with: role_id, and a token that unwraps to its secret_id, once.
 
-    The secret_id is good for 30 days and only from `address`; the wrapping token for 5 minutes. Raises VaultError.
+    The secret_id is good for 30 days, and only from `address` unless that is empty; the wrapping token for 5 minutes.
+
+    Raises VaultError.
     """
     path = f"auth/approle/role/{role(name)}"
-    wrapped = server.ask(
-        "POST",
-        f"{path}/secret-id",
-        {
-            "metadata": json.dumps({"machine": machine}),
-            "cidr_list": [f"{address}/32"],
-            "token_bound_cidrs": [f"{address}/32"],
-        },
-        wrap=_WRAP_SECONDS,
-    )
+    bound = [f"{address}/32"] if address else []
+    body = {"metadata": json.dumps({"machine": machine}), "cidr_list": bound, "token_bound_cidrs": bound}
+    wrapped = server.ask("POST", f"{path}/secret-id", body, wrap=_WRAP_SECONDS)
     found = server.ask("GET", f"{path}/role-id")["data"]["role_id"]
     return {"role_id": found, "wrapping_token": wrapped["wrap_info"]["token"]}
 
 
-def all_of_it(server: Vault | None = None, addresses: Addresses | None = None) -> Iterator[str]:
-    """base() and setup(), of the stack's own Vault and machines where not said otherwise. Raises VaultError."""
+def _addresses() -> Addresses:
+    """Where the machines of each class log in from; nowhere in particular when Vault can't tell."""
     stack = inventory.load()
+    if stack.devstack and not settings.load().devstack_bind:
+        return {}
+    return {name: [str(m.internal) for m in stack.group(name)] for name in secrets.classes()}
+
+
+def in_vault(server: Vault | None = None, addresses: Addresses | None = None) -> Iterator[Step]:
+    """base() and ours(), of the stack's own Vault and machines where not said otherwise. Raises VaultError."""
     server = server or vault.current()
     yield from base(server)
-    yield from setup(
-        server, addresses or {c: [str(m.internal) for m in stack.group(c)] for c in secrets.classes()}, stack.domain
-    )
+    yield from ours(server, _addresses() if addresses is None else addresses, inventory.load().domain)
+
+
+def missing() -> Iterator[Step]:
+    """What the stack needs of the services around it and they lack; each is looked for when those before are made.
+
+    Raises VoipError.
+    """
+    if settings.load().secrets == "vault":
+        yield from in_vault()
+    if inventory.load().devstack:
+        yield from layout.plan(layout.render())
+
+
+def make(steps: Iterable[Step]) -> Iterator[str]:
+    """Do the steps. Yields the title of each when it is done."""
+    for title, work in steps:
+        work()
+        yield title
+
+
+def teardown() -> Iterator[Step]:
+    """What this stack has made in the user's devstack-core, and nothing else. Raises VoipError."""
+    if not inventory.load().devstack:
+        raise VoipError("what this stack has made is on infra-1, and goes with it", "./voip vms.destroy infra-1")
+    yield from layout.removal(_names())
+    if settings.load().secrets == "vault":
+        yield from removal(vault.current())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A service of a devstack-core. `lacks` is what this stack needs of it; empty when all is well."""
+
+    service: str
+    address: str
+    state: str
+    version: str = ""
+    lacks: tuple[str, ...] = ()
+    hint: str = ""
+    note: str = ""
+
+
+def check() -> list[Row]:
+    """Each service of the user's devstack-core: what is reachable, its version, what is missing. Raises VoipError."""
+    stack = inventory.load()
+    if not stack.devstack:
+        raise VoipError("the services around the stack are on infra-1, not in a devstack-core", "./voip status")
+    looks: dict[str, tuple[int, Callable[[], Row]]] = {
+        "Vault": (inventory.DEVSTACK_PORTS["vault"], _look_at_vault),
+        "PostgreSQL": (
+            inventory.DEVSTACK_PORTS["postgresql"],
+            lambda: _look_at_layout(layout.postgresql_version, layout.plan_postgresql),
+        ),
+        "RabbitMQ": (
+            inventory.DEVSTACK_PORTS["amqp"],
+            lambda: _look_at_layout(layout.rabbitmq_version, layout.plan_rabbitmq),
+        ),
+        "Redis": (inventory.DEVSTACK_PORTS["redis"], _look_at_redis),
+    }
+    rows = []
+    for service, (port, look) in looks.items():
+        where = f"{stack.devstack}:{port}"
+        try:
+            lab.current().connect(str(stack.devstack), port, _CONNECT_SECONDS).close()
+            row = replace(look(), service=service, address=where)
+        except VoipError as error:
+            row = Row(service, where, "answers", "", (error.message,), error.hint)
+        except OSError as error:
+            row = Row(service, where, "away", "", (f"it can't be reached: {error}",), "start devstack-core")
+        rows.append(row)
+    return rows
+
+
+def _look_at_vault() -> Row:
+    server = vault.current()
+    version = str(server.ask("GET", "sys/health")["version"])
+    steps = in_vault() if settings.load().secrets == "vault" else ()
+    return Row("", "", "answers", version, tuple(title for title, _ in steps), "./voip infra.setup")
+
+
+def _look_at_layout(version: Callable[[], str], plan: Callable[[layout.Layout], Iterator[Step]]) -> Row:
+    number = version()
+    lacks = tuple(title.partition(": ")[2] for title, _ in plan(_names()))
+    return Row("", "", "answers", number, lacks, "./voip infra.setup")
+
+
+def _look_at_redis() -> Row:
+    version, why = devstack.redis()
+    note = ": ".join(filter(None, ("not used", why)))
+    return Row("", "", "answers", version, note=f"{note}; a restart of RTPEngine takes the sound from its calls")
+
+
+@functools.cache
+def _names() -> layout.Layout:
+    """The layout with whatever secrets there are: who only looks, or removes, needs none of them."""
+    absent = {}
+    for name in secrets.catalogue():
+        try:
+            secrets.get(name)
+        except VoipError:
+            absent[name] = "absent"
+    return layout.render(absent)
+
+
+def require() -> None:
+    """Raises VoipError when a devstack-core is to give the services and lacks one, or what is ours in it."""
+    if inventory.load().devstack:
+        for row in check():
+            if row.lacks:
+                raise VoipError(
+                    f"{row.service} of devstack-core ({row.address}) lacks: {'; '.join(row.lacks)}", row.hint
+                )
 
 
 def _arguments() -> argparse.Namespace:
@@ -188,11 +339,11 @@ def _main() -> None:
     server = vault.current() if not arguments.vault else None
     if server is None:
         name, address, port = arguments.vault.split(",")
-        server = Vault(name, address, int(port), arguments.ca, vault.Keys.read(arguments.keys).root_token)
+        server = Vault(name, address, int(port), arguments.ca, vault.token_in(arguments.keys))
     if arguments.command == "login":
         ui.as_json(login(server, getattr(arguments, "class"), arguments.machine, arguments.address))
         return
-    for made in all_of_it(server, arguments.addresses):
+    for made in make(in_vault(server, arguments.addresses)):
         ui.say(f"made {made}")
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from voip_stack import paths, settings
 from voip_stack.errors import InventoryError
 
 Address = ipaddress.IPv4Address
+DEVSTACK = "devstack-core"
+# Where it publishes what the stack uses, or looks at.
+DEVSTACK_PORTS = {"vault": 8200, "postgresql": 5432, "redis": 6379, "amqp": 5672, "rabbitmq-management": 15672}
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Inventory:
     components: dict[str, Component]
     services: tuple[Service, ...]
     phones: tuple[Address, ...]
+    devstack: Address | None = None  # where the supporting services are, when no machine of ours has them
 
     def machine(self, name: str) -> Machine:
         """The machine called `name`. Raises InventoryError with the names there are."""
@@ -108,6 +112,21 @@ class Inventory:
     def group(self, name: str) -> list[Machine]:
         """The machines in group `name`."""
         return [m for m in self.machines.values() if name in m.groups]
+
+    def servers(self, group: str) -> list[tuple[str, Address]]:
+        """Who serves what the machines of `group` do, with its internal address: those, or a devstack-core."""
+        if group == "infra" and self.devstack:
+            return [(DEVSTACK, self.devstack)]
+        return [(m.name, m.internal) for m in self.group(group)]
+
+    def infra(self) -> tuple[str, Address]:
+        """The first that gives supporting services. Raises InventoryError when there is none."""
+        try:
+            return self.servers("infra")[0]
+        except IndexError:
+            raise InventoryError(
+                "the inventory has no machine in the group infra", "see ansible/inventory/hosts.yml"
+            ) from None
 
     def services_of(self, machine: Machine, network: str) -> list[Service]:
         """What listens on `machine` towards `network`."""
@@ -230,4 +249,12 @@ def load() -> Inventory:
         raise InventoryError(f"the inventory can't be read: {error}") from None
     if not hosts:
         raise InventoryError(f"no machine in {paths.INVENTORY / 'hosts.yml'}")
-    return parse(hosts, next(iter(hosts.values()))[1])
+    stack = parse(hosts, next(iter(hosts.values()))[1])
+    conf = settings.load()
+    if conf.infra == "embedded":
+        return stack
+    return replace(
+        stack,
+        machines={name: m for name, m in stack.machines.items() if "infra" not in m.groups},
+        devstack=Address(conf.devstack_address or stack.networks["internal"].computer),
+    )

@@ -132,7 +132,12 @@ def run(
     if (extra_vars or extra_args) and not check:
         _on_each(machines, lambda _machine: f"rm -f {STAMP}")
     command = [str(Path(sys.executable).with_name("ansible-playbook")), str(PLAYBOOK)]
-    options = {"--limit": limit, "--tags": only_tags, "--skip-tags": skip_tags}
+    # Ansible's own inventory has the group infra in any case.
+    options = {
+        "--limit": limit or ("all:!infra" if inventory.load().devstack else ""),
+        "--tags": only_tags,
+        "--skip-tags": skip_tags,
+    }
     command += [f"{option}={value}" for option, value in options.items() if value]
     command += [f"--extra-vars={value}" for value in extra_vars]
     command += ["--check", "--diff"] if check else []

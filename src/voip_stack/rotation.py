@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from voip_stack import inventory, provision, secrets, settings, vault, vms
+from voip_stack import infra, inventory, layout, provision, secrets, settings, vault, vms
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
 from voip_stack.secrets import Secret
@@ -31,6 +31,8 @@ def components() -> list[str]:
 
 def _select(component: str) -> list[Secret]:
     found = [s for s in secrets.catalogue().values() if component in ("all", s.path)]
+    if inventory.load().devstack:  # whose Redis is not used
+        found = [s for s in found if not s.name.startswith("redis_")]
     if not found:
         raise VoipError(f"no component {component!r} has a secret", f"name one of: all, {', '.join(components())}")
     return found
@@ -53,10 +55,7 @@ def rotate(component: str, tell: Tell) -> None:
     servers = [server for server in _SERVERS if any(name.startswith(f"{server}_") for name in new)]
     if servers:
         tell(f"new passwords in {', '.join(servers)}")
-        with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="voip-secrets-") as values:  # mode 0600
-            json.dump(new, values)
-            values.flush()
-            provision.run(limit="infra", only_tags=",".join(servers), extra_vars=[f"@{values.name}"])
+        _tell_servers(servers, new)
     tell(f"new secrets in {'Vault' if settings.load().secrets == 'vault' else settings.load().secrets_dir}")
     for name, value in new.items():
         secrets.put(name, value)
@@ -66,6 +65,18 @@ def rotate(component: str, tell: Tell) -> None:
             provision.run(only_tags=",".join(sorted(roles)))
     tell("waiting for the files of who logs in")
     _await_delivery(chosen, new)
+
+
+def _tell_servers(servers: Sequence[str], new: dict[str, str]) -> None:
+    """Make the new passwords valid in the servers that know them."""
+    if inventory.load().devstack:
+        for _ in infra.make(layout.plan(layout.render(new))):
+            pass
+        return
+    with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="voip-secrets-") as values:  # mode 0600
+        json.dump(new, values)
+        values.flush()
+        provision.run(limit="infra", only_tags=",".join(servers), extra_vars=[f"@{values.name}"])
 
 
 def _await_delivery(chosen: Sequence[Secret], new: dict[str, str]) -> None:

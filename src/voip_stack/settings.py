@@ -25,11 +25,15 @@ class Settings:
 
     cache_dir: Path
     secrets_dir: Path
+    devstack_token_file: Path  # what a devstack-core lets in with all rights
     accelerator: str = "auto"  # auto, kvm, hvf, tcg
     lab: str = "auto"  # auto, namespace, libvirt, vmnet
     libvirt_uri: str = "qemu:///system"  # of a libvirtd that already runs
     external_bridge: str = ""  # a bridge of the computer's LAN in place of the external network
     secrets: str = "file"  # who keeps them: vault, file
+    infra: str = "embedded"  # who gives PostgreSQL, RabbitMQ and Vault: infra-1 (embedded), or the user's devstack
+    devstack_address: str = ""  # where machines and this computer reach a devstack-core; empty: this computer
+    devstack_bind: bool = False  # its Vault sees the machines' own addresses, and binds logins to them
     advertised_address: str = ""  # what phones are told in place of the external addresses (behind NAT)
     debian_mirror: str = ""  # empty: the one that mmdebstrap knows
     apt_ignore_expired: bool = False  # accept a package index whose date has passed
@@ -113,6 +117,10 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "libvirt_uri": str,
     "external_bridge": _interface,
     "secrets": _choice("file", "vault"),
+    "infra": _choice("embedded", "devstack"),
+    "devstack_address": _address,
+    "devstack_token_file": _path,
+    "devstack_bind": _yes,
     "advertised_address": _address,
     "debian_mirror": _url,
     "apt_ignore_expired": _yes,
@@ -120,6 +128,10 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "mitogen": _yes,
     "boot_timeout": _seconds,
 }
+
+
+# What other stacks call it.
+_ALIASES = {"INFRA": f"{PREFIX}INFRA"}
 
 
 def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> Settings:
@@ -130,6 +142,7 @@ def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> 
     values: dict[str, object] = {
         "cache_dir": user_cache_path("voip-stack"),
         "secrets_dir": user_config_path("voip-stack") / "secrets",
+        "devstack_token_file": Path("~/.config/vault/root-token").expanduser(),
     }
     keys = [f"{PREFIX}{f.upper()}" for f in _PARSERS]
     found: list[tuple[str, str, str]] = []
@@ -142,8 +155,9 @@ def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> 
         if not equals:
             raise SettingsError(f"{where}: {text!r} is not KEY=VALUE", "see .env.example")
         found.append((where, key.strip(), value.strip().strip("\"'")))
-    found += [("the environment", k, v) for k, v in sorted(environment.items()) if k in keys]
-    for where, key, value in found:
+    found += [("the environment", k, v) for k, v in sorted(environment.items()) if k in [*keys, *_ALIASES]]
+    for where, name_, value in found:
+        key = _ALIASES.get(name_, name_)
         if key not in keys:
             close = difflib.get_close_matches(key, keys, 1)
             hint = f"did you mean {close[0]}?" if close else "the keys are in .env.example"

@@ -15,7 +15,7 @@ from typing import Any
 from voip_stack import inventory, lab, settings
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
-from voip_stack.inventory import Machine
+from voip_stack.inventory import DEVSTACK_PORTS, Machine
 
 _SECONDS = 30  # for one answer: a guest under emulation signs a certificate in some seconds
 _HTTP_NOT_FOUND, _HTTP_FORBIDDEN, _HTTP_UNAVAILABLE, _HTTP_ERRORS = 404, 403, 503, 400
@@ -44,7 +44,8 @@ class Keys:
             found = json.loads(file.read_text())
             return cls(file, tuple(found["unseal_keys_b64"]), found["root_token"])
         except FileNotFoundError:
-            raise VaultError(f"Vault's keys are not there ({file})", "./voip provision") from None
+            hint = "VOIP_DEVSTACK_TOKEN_FILE names it" if inventory.load().devstack else "./voip provision"
+            raise VaultError(f"Vault's keys are not there ({file})", hint) from None
         except (ValueError, KeyError, TypeError) as error:
             raise VaultError(f"{file} does not hold Vault's keys: {error}", "restore it from a backup") from None
 
@@ -58,6 +59,7 @@ class Vault:
     port: int
     ca: Path | None = None  # None: plain HTTP
     token: str = ""
+    start: str = ""  # how it is started and unsealed
 
     @property
     def url(self) -> str:
@@ -89,7 +91,7 @@ class Vault:
                 f"{where} is not the one that {self.ca} vouches for: {reason}", "./voip provision"
             ) from None
         except (OSError, http.client.HTTPException) as error:
-            raise VaultError(f"{where} can't be reached: {error}", "./voip vms.status") from None
+            raise VaultError(f"{where} can't be reached: {error}", self.start or "./voip vms.status") from None
         try:
             answer = json.loads(text or b"{}")
         except ValueError:
@@ -101,7 +103,7 @@ class Vault:
     def _refusal(self, where: str, status: int, path: str, errors: Sequence[str]) -> VaultError:
         said = "; ".join(" ".join(str(e).split()) for e in errors) or f"HTTP {status}"
         if status == _HTTP_UNAVAILABLE:
-            return VaultError(f"{where} is sealed", f"./voip vms.start {self.name}", status)
+            return VaultError(f"{where} is sealed", self.start or f"./voip vms.start {self.name}", status)
         if status == _HTTP_FORBIDDEN:
             return VaultError(
                 f"{where} does not let this token at {path}: {said}", "is the token the right one?", status
@@ -160,13 +162,27 @@ def of(machine: Machine, token: str = "") -> Vault:
     return Vault(machine.name, str(machine.internal), port, keys_dir() / "ca.pem", token)
 
 
+def token_in(file: Path) -> str:
+    """The root token in `file`: our keys of a Vault, or the token alone, as in devstack-core. Raises VaultError."""
+    if file.exists() and not file.read_text().lstrip().startswith("{"):
+        token = file.read_text().strip()
+        if not token:
+            raise VaultError(f"{file} is empty", "it holds the root token of Vault")
+        return token
+    return Keys.read(file).root_token
+
+
 @functools.cache
 def current() -> Vault:
-    """The stack's Vault, with all rights. Raises VaultError."""
-    machines = inventory.load().group("infra")
-    if not machines:
-        raise VaultError("the inventory has no machine in the group infra", "see ansible/inventory/hosts.yml")
-    return of(machines[0], Keys.read(keys_dir() / f"{machines[0].name}.json").root_token)
+    """The stack's Vault, with all rights. Raises VaultError, InventoryError."""
+    stack = inventory.load()
+    name, address = stack.infra()
+    if stack.devstack:
+        start = "start devstack-core and unseal its Vault; then: ./voip infra.check"
+        return Vault(
+            name, str(address), DEVSTACK_PORTS["vault"], None, token_in(settings.load().devstack_token_file), start
+        )
+    return of(stack.machine(name), token_in(keys_dir() / f"{name}.json"))
 
 
 def unseal_machine(machine: Machine, patience: float = 60) -> bool:

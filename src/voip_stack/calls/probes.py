@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from voip_stack import inventory, lab, vms
+from voip_stack import database, inventory, lab, vms
 from voip_stack.calls.sipp import Leg
 from voip_stack.deadline import Deadline
-from voip_stack.errors import CallError, InventoryError
+from voip_stack.errors import CallError, InventoryError, VoipError
 
 _SSH_TIMEOUT = 60
 _EVERY = 0.5
@@ -169,13 +169,13 @@ class Cdr:
 def cdrs(source: str, destination: str) -> list[Cdr]:
     """The records of calls between two numbers, the oldest first. Raises CallError without the database."""
     query = (
-        "SELECT src, dst, disposition, duration, billsec FROM cdr "  # noqa: S608  # the numbers are our own
-        f"WHERE src = '{source}' AND dst = '{destination}' ORDER BY start"
+        "\\connect cdr\nSELECT src, dst, disposition, duration, billsec FROM cdr "
+        f"WHERE src = '{source}' AND dst = '{destination}' ORDER BY start;\n"
     )
-    machine = the("infra")
-    text = _ssh(machine, f"cd / && runuser -u postgres -- psql -XAtq -F '|' -d cdr -c \"{query}\"")
-    if "ERROR" in text or "error:" in text:
-        raise CallError(f"{machine}: the CDRs can't be read", "./voip provision --tags postgresql", text)
+    try:
+        text = database.run(query)
+    except VoipError as error:
+        raise CallError(f"the CDRs can't be read: {error.message}", error.hint, error.details) from None
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 4]
     return [Cdr(s, d, disposition, int(duration), int(billsec)) for s, d, disposition, duration, billsec in rows]
 

@@ -36,6 +36,7 @@ def tools(platform: Platform) -> list[Tool]:
         Tool("nsenter", "enters the lab", "util-linux"),
         Tool("sysctl", "sets up the lab's network", "procps"),
         Tool("nft", "checks firewalls", "nftables"),
+        Tool("psql", "talks to a devstack-core", "postgresql-client"),
         Tool("socat", "connects the lab with this computer", "socat", "socat"),
         Tool("ssh", "reaches the machines", "openssh-client"),
         Tool("sipp", "makes calls", "sip-tester", "sipp"),

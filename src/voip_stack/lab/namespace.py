@@ -13,7 +13,8 @@ import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import libvirt
@@ -21,7 +22,7 @@ import libvirt
 from voip_stack import ui
 from voip_stack.deadline import Deadline
 from voip_stack.errors import LabError
-from voip_stack.inventory import Inventory
+from voip_stack.inventory import DEVSTACK_PORTS, Inventory
 from voip_stack.lab.base import Daemon, Interface, Lab, Part, end, run, tool_environment
 from voip_stack.lab.netns import Namespace
 from voip_stack.lab.outside import Outside
@@ -93,6 +94,15 @@ class NamespaceLab(Lab):
             ],
             RUN / "forwarder.pid",
         )
+        # A devstack-core that this computer publishes on its own ports is outside of the namespace.
+        relay = [
+            "-m",
+            "voip_stack.lab.relay",
+            self.inner.name,
+            str(network.computer),
+            *map(str, DEVSTACK_PORTS.values()),
+        ]
+        self.relay = Daemon([sys.executable, *relay], RUN / "relay.pid")
 
     @property
     def uri(self) -> str:
@@ -126,7 +136,11 @@ class NamespaceLab(Lab):
             if not self._answers():
                 self._start_libvirtd()
             if not self._runs(self.forwarder):
-                self._start_forwarder()
+                argv, port = self.inside(*self.forwarder.argv), self.settings.package_proxy_port
+                self._start(self.forwarder, argv, port, "the way to the package proxy")
+            computer, port = self.inventory.networks["internal"].computer, DEVSTACK_PORTS["vault"]
+            if self.inventory.devstack == computer and not (self.relay.pid and self._listens(port)):
+                self._start(self.relay, self.relay.argv, port, "the way to the devstack-core")
 
     def down(self) -> None:
         self._check()
@@ -140,6 +154,7 @@ class NamespaceLab(Lab):
                     self._start_libvirtd()
                 self._stop_machines()
             self.forwarder.stop()
+            self.relay.stop()
             self.libvirtd.stop()
             for namespace in (self.phones, self.inner):
                 # What is in there now is a forwarder's child, a phone or somebody's shell.
@@ -255,12 +270,19 @@ class NamespaceLab(Lab):
             text = log.read_text(errors="replace")[-2000:] if log.exists() else ""
             raise LabError("libvirtd of the lab does not answer", f"its log: {log}", text)
 
-    def _start_forwarder(self) -> None:
-        self.forwarder.stop()
-        log = self.state / "log" / "forwarder.log"
+    def _listens(self, port: int) -> bool:
+        """Whether something listens on `port` of the computer's address in here."""
+        with contextlib.suppress(OSError), self.connect(str(self.inventory.networks["internal"].computer), port, 1):
+            return True
+        return False
+
+    def _start(self, daemon: Daemon, argv: Sequence[str], port: int, title: str) -> None:
+        """Start `daemon`, by `argv`, which listens on `port` of the computer's address in here. Raises LabError."""
+        daemon.stop()
+        log = self.state / "log" / f"{daemon.pid_file.stem}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                self.inside(*self.forwarder.argv),
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -268,17 +290,11 @@ class NamespaceLab(Lab):
                 start_new_session=True,
                 env=tool_environment(),
             )
-        self.forwarder.pid_file.write_text(str(process.pid))
-        network = self.inventory.networks["internal"]
-
-        def listens() -> bool:
-            with contextlib.suppress(OSError), self.connect(str(network.computer), self.settings.package_proxy_port, 1):
-                return True
-            return process.poll() is not None
-
-        if not Deadline(10).wait(listens, every=0.05) or process.poll() is not None:
-            self.forwarder.stop()
-            raise LabError("the way to the package proxy did not open", f"its log: {log}", log.read_text())
+        daemon.pid_file.write_text(str(process.pid))
+        ready = Deadline(10).wait(lambda: self._listens(port) or process.poll() is not None, every=0.05)
+        if not ready or process.poll() is not None:
+            daemon.stop()
+            raise LabError(f"{title} did not open", f"its log: {log}", log.read_text())
 
     def _stop_machines(self) -> None:
         try:

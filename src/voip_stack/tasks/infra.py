@@ -1,6 +1,9 @@
 """What the stack needs of the services around it."""
 
+import dataclasses
+
 from invoke.context import Context
+from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from voip_stack import infra, ui
@@ -8,9 +11,40 @@ from voip_stack import infra, ui
 
 @task
 def setup(_c: Context) -> None:
-    """Make what is missing in Vault: secrets, policies, AppRoles, PKI roles; what is there is left."""
-    made = list(infra.all_of_it())
-    for what in made:
+    """Make what is missing for this stack in Vault, PostgreSQL and RabbitMQ; what is there is left."""
+    made = 0
+    for what in infra.make(infra.missing()):
         ui.say(f"made {what}")
+        made += 1
     if not made:
         ui.say("nothing was missing")
+
+
+@task(help={"json": "print JSON"})
+def check(_c: Context, json: bool = False) -> None:
+    """Each service of a devstack-core: reachable, version, what is missing. Exit code 1 when something is."""
+    rows = infra.check()
+    if json:
+        ui.as_json([dataclasses.asdict(row) for row in rows])
+    else:
+        ui.table(["service", "address", "state", "version"], [(r.service, r.address, r.state, r.version) for r in rows])
+        for row in rows:
+            for lack in row.lacks:
+                ui.say(f"missing: {row.service}: {lack}")
+            if row.note:
+                ui.say(f"{row.service} is {row.note}")
+        for hint in dict.fromkeys(row.hint for row in rows if row.lacks):
+            ui.say(f"  {hint}")
+    if any(row.lacks for row in rows):
+        raise Exit(code=1)
+
+
+@task
+def teardown(_c: Context) -> None:
+    """Remove from a devstack-core what infra.setup made there, CDRs and subscribers too, and nothing else."""
+    removed = 0
+    for what in infra.make(infra.teardown()):
+        ui.say(f"removed {what}")
+        removed += 1
+    if not removed:
+        ui.say("nothing was there")

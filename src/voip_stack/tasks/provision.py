@@ -3,6 +3,7 @@
 from invoke.context import Context
 from invoke.tasks import task
 
+from voip_stack import infra
 from voip_stack import provision as provisioning
 
 
@@ -28,6 +29,7 @@ def provision(
     extra_vars: list[str] | None = None,
 ) -> None:
     """Bring the running machines to what the roles and the inventory say; what follows `--` goes to Ansible."""
+    infra.require()
     provisioning.run(
         limit=limit,
         only_tags=tags,

@@ -11,7 +11,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from voip_stack import calls, images, inventory, lab, packages, provision, settings, ui, vms
+from voip_stack import calls, images, infra, inventory, lab, packages, provision, settings, ui, vms
 from voip_stack import status as stack_status
 from voip_stack.errors import CallError
 from voip_stack.host import doctor
@@ -34,6 +34,10 @@ def up(_c: Context) -> None:
         bake_all(missing, steps)
     with steps.step("machines"):
         vms.create(machines)
+    if inventory.load().devstack:
+        with steps.step("services"):
+            for made in infra.make(infra.missing()):
+                ui.say(f"made {made}")
     with steps.step("provision"):
         stale = provision.stale(machines)
         if stale:

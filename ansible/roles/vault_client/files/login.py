@@ -102,7 +102,7 @@ def unwrap():
 
 def renew():
     token, role = log_in(), f"auth/approle/role/{given.role}"
-    bound = [f"{given.address}/32"]
+    bound = [f"{given.address}/32"] if given.address else []
     body = {"metadata": json.dumps({"machine": given.machine}), "cidr_list": bound, "token_bound_cidrs": bound}
     new = patiently(lambda: ask(f"{role}/secret-id", body, token))["data"]
     old = read("accessor")

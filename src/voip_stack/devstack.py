@@ -1,0 +1,94 @@
+"""A devstack-core of the user's in place of infra-1: how its servers are reached.
+
+What lets us in is in its Vault: secret/postgres, secret/rabbitmq, secret/redis-1.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+from voip_stack import inventory, lab, vault
+from voip_stack.errors import VmError, VoipError
+
+_SECONDS = 15  # for one answer
+
+
+@dataclass(frozen=True)
+class Login:
+    """How one of its servers is reached; `place` is the database or the virtual host that the user has."""
+
+    service: str
+    address: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.service} on {inventory.DEVSTACK} ({self.address}:{self.port})"
+
+
+def address() -> str:
+    return str(inventory.load().infra()[1])
+
+
+def _login(service: str, port: str, path: str, user: str = "user", place: str = "") -> Login:
+    """The login that is in its Vault under secret/`path`. Raises VaultError, VoipError."""
+    kept = vault.current().kv(path)
+    for key in ("password", *filter(None, (user, place))):
+        if not kept.get(key):
+            raise VoipError(
+                f"secret/{path} in Vault on {inventory.DEVSTACK} has no {key}",
+                "is it a devstack-core that has started?",
+            )
+    return Login(
+        service, address(), inventory.DEVSTACK_PORTS[port], kept.get(user, ""), kept["password"], kept.get(place, "")
+    )
+
+
+@functools.cache
+def postgresql() -> Login:
+    """The superuser of its PostgreSQL, which is not called postgres. Raises VoipError."""
+    return _login("PostgreSQL", "postgresql", "postgres", place="database")
+
+
+@functools.cache
+def rabbitmq() -> Login:
+    """The administrator of its RabbitMQ, at the management API. Raises VoipError."""
+    return _login("RabbitMQ", "rabbitmq-management", "rabbitmq", place="vhost")
+
+
+# Redis: https://redis.io/docs/latest/develop/reference/protocol-spec/
+
+
+def redis() -> tuple[str, str]:
+    """Its version, and why RTPEngine can't keep its sessions there (empty: it could). Raises VoipError."""
+    login = _login("Redis", "redis", "redis-1", user="")
+    try:
+        with lab.current().connect(login.address, login.port, timeout=_SECONDS) as connection:
+            stream = connection.makefile("rwb")
+            for words in (("AUTH", login.password), ("INFO", "server")):
+                stream.write(f"*{len(words)}\r\n".encode() + b"".join(_bulk(word) for word in words))
+            stream.flush()
+            let_in = stream.readline().decode(errors="replace").strip()
+            if let_in != "+OK":
+                raise VoipError(
+                    f"{login} does not let us in: {let_in}", "does secret/redis-1 in Vault hold its password?"
+                )
+            head = stream.readline().decode(errors="replace").strip()
+            text = stream.read(int(head[1:])).decode(errors="replace") if head.startswith("$") else ""
+    except OSError as error:
+        raise VmError(f"{login} can't be reached: {error}", "is devstack-core up?") from None
+    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if "redis_version" not in facts:
+        raise VoipError(f"{login} does not answer as Redis does: {head}", "is another server there?")
+    cluster = facts.get("redis_mode") == "cluster"
+    return facts[
+        "redis_version"
+    ], "it is a cluster, whose nodes name addresses that machines can't reach" if cluster else ""
+
+
+def _bulk(word: str) -> bytes:
+    raw = word.encode()
+    return b"$%d\r\n%s\r\n" % (len(raw), raw)

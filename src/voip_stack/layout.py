@@ -1,0 +1,238 @@
+"""What this stack keeps in PostgreSQL and RabbitMQ of a devstack-core: what is missing there, and what to remove.
+
+The databases, logins and queues are those of the roles postgresql and rabbitmq, from the same templates. Sources:
+RabbitMQ's HTTP API reference, PostgreSQL's manual (COMMENT, pg_roles).
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import http.client
+import json
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from voip_stack import database, devstack, lab, paths, provision
+from voip_stack.errors import ProvisionError, VmError, VoipError
+
+MARK = "voip-stack"  # how the comment of a database or a role begins that this stack has made
+_OLDEST_POSTGRESQL = 14  # CREATE OR REPLACE TRIGGER
+_PLAY = paths.ANSIBLE / "playbooks" / "layout.yml"
+_SECONDS = 15  # for one answer of RabbitMQ
+_RENDER_SECONDS = 120
+_HTTP_UNAUTHORIZED, _HTTP_NOT_FOUND, _HTTP_ERRORS = 401, 404, 400
+
+Step = tuple[str, Callable[[], object]]  # what is missing (or there), and what makes (or removes) it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the roles postgresql and rabbitmq would make: SQL for psql, and RabbitMQ's definitions."""
+
+    sql: str = field(repr=False)
+    databases: dict[str, list[str]]  # logins by database
+    definitions: dict[str, list[dict[str, Any]]] = field(repr=False)
+
+    @property
+    def mark(self) -> str:
+        return f"{MARK} {hashlib.sha256(self.sql.encode()).hexdigest()}"
+
+    @property
+    def roles(self) -> list[str]:
+        """The owners and the logins."""
+        return [f"{name}_owner" for name in self.databases] + [n for names in self.databases.values() for n in names]
+
+    @property
+    def vhost(self) -> str:
+        return str(self.definitions["vhosts"][0]["name"])
+
+
+def render(new: Mapping[str, str] | None = None) -> Layout:
+    """The layout as the roles' own templates have it; `new`: secrets that are to replace those in the store.
+
+    Raises ProvisionError.
+    """
+    with tempfile.TemporaryDirectory(prefix="voip-layout-") as place:  # mode 0700
+        values = Path(place) / "values.json"
+        values.write_text(json.dumps({**(new or {}), "layout_directory": place}))
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), str(_PLAY), f"--extra-vars=@{values}"]
+        done = subprocess.run(
+            command,
+            env=provision.environment() | {"ANSIBLE_STRATEGY_PLUGINS": "", "ANSIBLE_NOCOLOR": "yes"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_RENDER_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            raise ProvisionError("what the services are to hold can't be rendered", f"see {_PLAY}", done.stdout[-2000:])
+        databases = json.loads((Path(place) / "databases.json").read_text())
+        return Layout(
+            (Path(place) / "setup.sql").read_text(),
+            {d["name"]: [login["name"] for login in d["logins"]] for d in databases},
+            json.loads((Path(place) / "definitions.json").read_text()),
+        )
+
+
+def plan(wanted: Layout) -> Iterator[Step]:
+    """What its PostgreSQL and RabbitMQ lack. Raises VoipError, for what is there and somebody else's too."""
+    yield from plan_postgresql(wanted)
+    yield from plan_rabbitmq(wanted)
+
+
+# PostgreSQL
+
+
+def postgresql_version() -> str:
+    """Raises VoipError when it is too old, VmError when it can't be reached."""
+    version = database.run("SHOW server_version;").split()[0]
+    if int(version.partition(".")[0]) < _OLDEST_POSTGRESQL:
+        raise VoipError(
+            f"{devstack.postgresql()} is version {version}", f"this stack needs {_OLDEST_POSTGRESQL} or later"
+        )
+    return version
+
+
+def _marks(wanted: Layout) -> tuple[dict[str, str], dict[str, str]]:
+    """The comments of those of the layout's databases and roles that are there."""
+    names = ", ".join(map(database.quoted, wanted.databases))
+    roles = ", ".join(map(database.quoted, wanted.roles))
+    rows = database.run(
+        "SELECT 'database', datname, coalesce(shobj_description(oid, 'pg_database'), '')"  # noqa: S608  # quoted above
+        f" FROM pg_database WHERE datname IN ({names})"
+        " UNION ALL SELECT 'role', rolname, coalesce(shobj_description(oid, 'pg_authid'), '')"
+        f" FROM pg_roles WHERE rolname IN ({roles});"
+    )
+    found: dict[str, dict[str, str]] = {"database": {}, "role": {}}
+    for line in rows.splitlines():
+        kind, name, comment = line.split("|", 2)
+        found[kind][name] = comment
+    return found["database"], found["role"]
+
+
+def plan_postgresql(wanted: Layout) -> Iterator[Step]:
+    """What PostgreSQL lacks. Raises VoipError."""
+    postgresql_version()
+    databases, roles = _marks(wanted)
+    for kind, found in (("database", databases), ("role", roles)):
+        foreign = [name for name, comment in found.items() if not comment.startswith(MARK)]
+        if foreign:
+            raise VoipError(
+                f"{devstack.postgresql()} has a {kind} {foreign[0]} that this stack has not made",
+                f"rename it, or say that it is ours: COMMENT ON {kind.upper()} {foreign[0]} IS '{MARK}'",
+            )
+    if any(databases.get(name) != wanted.mark for name in wanted.databases):
+        # Marked as they are made: what a run that was cut short has left is known as ours.
+        script = [
+            f"BEGIN; CREATE ROLE {r}; COMMENT ON ROLE {r} IS '{MARK}'; COMMIT;" for r in wanted.roles if r not in roles
+        ]
+        script += [f"ALTER ROLE {login} LOGIN;" for logins in wanted.databases.values() for login in logins]
+        for name in wanted.databases:
+            if name not in databases:
+                script += [
+                    f"CREATE DATABASE {name} OWNER {name}_owner ENCODING 'UTF8' TEMPLATE template0;",
+                    f"COMMENT ON DATABASE {name} IS '{MARK}';",
+                ]
+        marks = [f"COMMENT ON DATABASE {name} IS '{wanted.mark}';" for name in wanted.databases]
+        text = "\n".join([*script, wanted.sql, *marks, ""])
+        yield f"PostgreSQL: databases {', '.join(wanted.databases)} with their logins", lambda: database.run(text)
+
+
+def _remove_postgresql(wanted: Layout) -> Iterator[Step]:
+    databases, roles = _marks(wanted)
+    for name, comment in databases.items():
+        if comment.startswith(MARK):
+            script = f"DROP DATABASE {name} WITH (FORCE);"
+            yield f"PostgreSQL: the database {name}", functools.partial(database.run, script)
+    for name, comment in roles.items():
+        if comment.startswith(MARK):
+            yield f"PostgreSQL: the role {name}", functools.partial(database.run, f"DROP ROLE {name};")
+
+
+# RabbitMQ: https://www.rabbitmq.com/docs/http-api-reference
+
+
+def _ask_rabbitmq(method: str, path: str, body: object = None) -> Any:
+    login = devstack.rabbitmq()
+    token = base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
+    headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+    try:
+        connection = http.client.HTTPConnection(login.address, login.port, timeout=_SECONDS)
+        connection.sock = lab.current().connect(login.address, login.port, timeout=_SECONDS)
+        connection.request(method, f"/api/{path}", None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        text = response.read()
+        connection.close()
+    except (OSError, http.client.HTTPException) as error:
+        raise VmError(f"{login} can't be reached: {error}", "is its management plugin on? ./voip infra.check") from None
+    if response.status == _HTTP_NOT_FOUND:
+        return None
+    if response.status == _HTTP_UNAUTHORIZED:
+        raise VoipError(
+            f"{login} does not let {login.user} in as an administrator",
+            "does secret/rabbitmq in Vault hold its password?",
+        )
+    if response.status >= _HTTP_ERRORS:
+        said = text.decode(errors="replace")[:300]
+        raise VoipError(f"{login}: {method} {path}: HTTP {response.status}: {said}", "./voip infra.check")
+    return json.loads(text or b"{}")
+
+
+def rabbitmq_version() -> str:
+    """Raises VoipError."""
+    return str(_ask_rabbitmq("GET", "overview")["rabbitmq_version"])
+
+
+def _holds(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(found.get(key) == value for key, value in wanted.items())
+
+
+def plan_rabbitmq(wanted: Layout) -> Iterator[Step]:
+    """What RabbitMQ lacks. Raises VoipError."""
+    there = _ask_rabbitmq("GET", "definitions")
+    mine = [v for v in there["vhosts"] if v["name"] == wanted.vhost]
+    if mine and mine[0].get("description") != wanted.definitions["vhosts"][0]["description"]:
+        raise VoipError(
+            f"{devstack.rabbitmq()} has a virtual host {wanted.vhost} that this stack has not made",
+            "remove it there, or rename it",
+        )
+    for section, items in wanted.definitions.items():
+        for item in items:
+            if not any(_holds(found, item) for found in there.get(section, ())):
+                title = f"RabbitMQ: {_title(section, item)}"
+                yield title, functools.partial(_ask_rabbitmq, "POST", "definitions", {section: [item]})
+
+
+def _title(section: str, item: Mapping[str, Any]) -> str:
+    kinds = {"vhosts": "virtual host", "policies": "policy"}
+    kind = kinds.get(section, section.removesuffix("s"))
+    return f"the {kind} {item.get('name') or item.get('user') or item.get('destination')}"
+
+
+def _remove_rabbitmq(wanted: Layout) -> Iterator[Step]:
+    there = _ask_rabbitmq("GET", "definitions")
+    ours = wanted.definitions["vhosts"][0]
+    if not any(_holds(v, ours) for v in there["vhosts"]):
+        return
+    # Users first: while our virtual host is there, they are known as ours.
+    for user in wanted.definitions["users"]:
+        if any(u["name"] == user["name"] for u in there["users"]):
+            path = f"users/{urllib.parse.quote(user['name'], safe='')}"
+            yield f"RabbitMQ: the user {user['name']}", functools.partial(_ask_rabbitmq, "DELETE", path)
+    path = f"vhosts/{urllib.parse.quote(wanted.vhost, safe='')}"
+    yield f"RabbitMQ: the virtual host {wanted.vhost}", functools.partial(_ask_rabbitmq, "DELETE", path)
+
+
+def removal(wanted: Layout) -> Iterator[Step]:
+    """What plan() made and is still there. Raises VoipError."""
+    yield from _remove_postgresql(wanted)
+    yield from _remove_rabbitmq(wanted)
