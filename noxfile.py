@@ -81,3 +81,11 @@ def integration(session: nox.Session) -> None:
     args = session.posargs or suites
     session.run("invoke", "up")
     session.run("pytest", "--timeout=1800", f"--junit-xml={junit / 'integration.xml'}", *args, env=dict(os.environ))
+
+
+@nox.session(default=False)
+def providers(session: nox.Session) -> None:
+    """The full stack with secrets in files, with a double of devstack-core in place of infra-1, and back each time."""
+    install(session)
+    session.run("invoke", "up")
+    session.run("pytest", "--timeout=1800", "tests/providers", *session.posargs, env=dict(os.environ))

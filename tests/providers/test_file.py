@@ -1,0 +1,47 @@
+"""The same stack with its secrets in files of this computer, and with Vault again: its daemons can't tell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from voip_stack import calls, paths, provision, settings
+
+pytestmark = pytest.mark.skipif(
+    settings.load().secrets == "file", reason="VOIP_SECRETS=file is what the stack runs with"
+)
+
+
+def invoke(*command: str) -> str:
+    environment = {**os.environ, "VOIP_SECRETS": "file"}
+    argv = [sys.executable, "-m", "invoke", *command]
+    done = subprocess.run(
+        argv, cwd=paths.REPOSITORY, env=environment, capture_output=True, text=True, timeout=1200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_calls_complete_with_secrets_in_files_and_in_vault_again(ssh: Callable[..., str]) -> None:
+    files = {
+        "sip-1": "/etc/kamailio/secrets.cfg",
+        "media-1": "/etc/rtpengine/secrets.env",
+        "pbx-1": "/etc/asterisk/secret_manager.conf",
+    }
+    described = {machine: ssh(machine, "stat", "--format=%U:%G %a %n", file) for machine, file in files.items()}
+    kept = {machine: ssh(machine, "cat", file) for machine, file in files.items()}
+    try:
+        invoke("provision")
+        invoke("calls.verify")
+        for machine, file in files.items():
+            assert ssh(machine, "systemctl", "is-active", "vault-agent", check=False).strip() == "inactive"
+            assert ssh(machine, "stat", "--format=%U:%G %a %n", file) == described[machine]
+            assert ssh(machine, "cat", file) != kept[machine]
+    finally:
+        provision.run()
+    calls.verify()
+    assert {machine: ssh(machine, "cat", file) for machine, file in files.items()} == kept
