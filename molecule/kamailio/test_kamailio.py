@@ -173,6 +173,26 @@ def test_no_pbx_means_503_and_a_pbx_that_comes_back_gets_calls(guest, host, phon
         leg.finish()
 
 
+def test_without_the_database_nobody_new_is_let_in_and_the_others_go_on(guest, phones, trunk):
+    phones[0].register()
+    with phones[1].call("600", seconds=25) as going_on:
+        going_on.wait_for("answered")
+        guest("peer").check_output("systemctl stop postgresql@17-main")
+        try:
+            with pytest.raises(Refused) as refused:
+                phones[0].register()
+            assert (refused.value.status, refused.value.response.header("Retry-After")) == (503, "10")
+            assert refusal(phones[0].call("600")) == 503
+            with phones[0].answer() as callee, trunk.call("1001", seconds=1) as leg:
+                leg.finish()
+                callee.finish()
+        finally:
+            guest("peer").check_output("systemctl start postgresql@17-main")
+        going_on.finish()
+    phones[0].register()
+    phones[0].unregister()
+
+
 def test_a_killed_proxy_knows_its_phones_again(host, phones):
     """Bindings are read from PostgreSQL at start; systemd starts what died."""
     phones[0].register()
