@@ -63,6 +63,8 @@ class CallbackModule(CallbackBase):
             # A config that its daemon refuses: why stands on standard error.
             words = [str(result._result.get(key, "")) for key in ("msg", "stderr")]
             message = "\n".join(w.strip() for w in words if w.strip())
+            # A rescue has said it in other words, if there was one before: what counts is what ended the machine's run.
+            self.failed = [f for f in self.failed if f["host"] != host]
             self.failed.append({"host": host, "role": role, "task": task, "message": message})
 
     def v2_runner_on_unreachable(self, result) -> None:
