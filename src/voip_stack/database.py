@@ -33,7 +33,7 @@ def _psql() -> tuple[list[str], dict[str, str]]:
 
 
 def run(script: str) -> str:
-    """The output of an SQL script, which begins with \\connect; by standard input, where no process list shows it.
+    """The output of an SQL script, which says where to \\connect; by standard input, where no process list shows it.
 
     Raises VmError when the server can't be reached, VoipError with PostgreSQL's words when it refuses.
     """

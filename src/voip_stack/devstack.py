@@ -16,7 +16,7 @@ _SECONDS = 15  # for one answer
 
 @dataclass(frozen=True)
 class Login:
-    """How one of its servers is reached; `place` is the database or the virtual host that the user has."""
+    """How one of its servers is reached; `place` is the database that the user has."""
 
     service: str
     address: str
@@ -29,10 +29,6 @@ class Login:
         return f"{self.service} on {inventory.DEVSTACK} ({self.address}:{self.port})"
 
 
-def address() -> str:
-    return str(inventory.load().infra()[1])
-
-
 def _login(service: str, port: str, path: str, user: str = "user", place: str = "") -> Login:
     """The login that is in its Vault under secret/`path`. Raises VaultError, VoipError."""
     kept = vault.current().kv(path)
@@ -42,8 +38,9 @@ def _login(service: str, port: str, path: str, user: str = "user", place: str = 
                 f"secret/{path} in Vault on {inventory.DEVSTACK} has no {key}",
                 "is it a devstack-core that has started?",
             )
+    address = str(inventory.load().infra()[1])
     return Login(
-        service, address(), inventory.DEVSTACK_PORTS[port], kept.get(user, ""), kept["password"], kept.get(place, "")
+        service, address, inventory.DEVSTACK_PORTS[port], kept.get(user, ""), kept["password"], kept.get(place, "")
     )
 
 
@@ -56,7 +53,7 @@ def postgresql() -> Login:
 @functools.cache
 def rabbitmq() -> Login:
     """The administrator of its RabbitMQ, at the management API. Raises VoipError."""
-    return _login("RabbitMQ", "rabbitmq-management", "rabbitmq", place="vhost")
+    return _login("RabbitMQ", "rabbitmq-management", "rabbitmq")
 
 
 # Redis: https://redis.io/docs/latest/develop/reference/protocol-spec/
@@ -83,10 +80,8 @@ def redis() -> tuple[str, str]:
     facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     if "redis_version" not in facts:
         raise VoipError(f"{login} does not answer as Redis does: {head}", "is another server there?")
-    cluster = facts.get("redis_mode") == "cluster"
-    return facts[
-        "redis_version"
-    ], "it is a cluster, whose nodes name addresses that machines can't reach" if cluster else ""
+    cluster = "it is a cluster, whose nodes name addresses that machines can't reach"
+    return facts["redis_version"], cluster if facts.get("redis_mode") == "cluster" else ""
 
 
 def _bulk(word: str) -> bytes:

@@ -133,8 +133,9 @@ class Inventory:
         return [s for s in self.services if s.network == network and (s.group == "all" or s.group in machine.groups)]
 
 
-def _component(name: str, enabled: bool, secrets: str = "", **values: str) -> Component:
-    wanted = enabled and secrets in ("", settings.load().secrets)
+def _component(name: str, enabled: bool, secrets: str = "", infra: str = "", **values: str) -> Component:
+    conf = settings.load()
+    wanted = enabled and secrets in ("", conf.secrets) and infra in ("", conf.infra)
     return Component(name=name, enabled=wanted, **values)
 
 

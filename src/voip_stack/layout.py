@@ -27,7 +27,6 @@ MARK = "voip-stack"  # how the comment of a database or a role begins that this 
 _OLDEST_POSTGRESQL = 14  # CREATE OR REPLACE TRIGGER
 _PLAY = paths.ANSIBLE / "playbooks" / "layout.yml"
 _SECONDS = 15  # for one answer of RabbitMQ
-_RENDER_SECONDS = 120
 _HTTP_UNAUTHORIZED, _HTTP_NOT_FOUND, _HTTP_ERRORS = 401, 404, 400
 
 Step = tuple[str, Callable[[], object]]  # what is missing (or there), and what makes (or removes) it
@@ -66,11 +65,10 @@ def render(new: Mapping[str, str] | None = None) -> Layout:
         command = [str(Path(sys.executable).with_name("ansible-playbook")), str(_PLAY), f"--extra-vars=@{values}"]
         done = subprocess.run(
             command,
-            env=provision.environment() | {"ANSIBLE_STRATEGY_PLUGINS": "", "ANSIBLE_NOCOLOR": "yes"},
+            env=provision.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_RENDER_SECONDS,
             check=False,
         )
         if done.returncode:
@@ -203,6 +201,12 @@ def plan_rabbitmq(wanted: Layout) -> Iterator[Step]:
     if mine and mine[0].get("description") != wanted.definitions["vhosts"][0]["description"]:
         raise VoipError(
             f"{devstack.rabbitmq()} has a virtual host {wanted.vhost} that this stack has not made",
+            "remove it there, or rename it",
+        )
+    names = {user["name"] for user in wanted.definitions["users"]}
+    if not mine and (foreign := sorted(names & {user["name"] for user in there["users"]})):
+        raise VoipError(
+            f"{devstack.rabbitmq()} has a user {foreign[0]} that this stack has not made",
             "remove it there, or rename it",
         )
     for section, items in wanted.definitions.items():

@@ -30,9 +30,9 @@ def components() -> list[str]:
 
 
 def _select(component: str) -> list[Secret]:
-    found = [s for s in secrets.catalogue().values() if component in ("all", s.path)]
-    if inventory.load().devstack:  # whose Redis is not used
-        found = [s for s in found if not s.name.startswith("redis_")]
+    components_ = inventory.load().components
+    unused = tuple(f"{server}_" for server in _SERVERS if not components_[server].enabled)
+    found = [s for s in secrets.catalogue().values() if component in ("all", s.path) and not s.name.startswith(unused)]
     if not found:
         raise VoipError(f"no component {component!r} has a secret", f"name one of: all, {', '.join(components())}")
     return found

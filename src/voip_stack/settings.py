@@ -130,7 +130,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
 }
 
 
-# What other stacks call it.
+# In .env; in an environment INFRA may be anybody's.
 _ALIASES = {"INFRA": f"{PREFIX}INFRA"}
 
 
@@ -154,10 +154,9 @@ def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> 
         where = f"{name} line {number}"
         if not equals:
             raise SettingsError(f"{where}: {text!r} is not KEY=VALUE", "see .env.example")
-        found.append((where, key.strip(), value.strip().strip("\"'")))
-    found += [("the environment", k, v) for k, v in sorted(environment.items()) if k in [*keys, *_ALIASES]]
-    for where, name_, value in found:
-        key = _ALIASES.get(name_, name_)
+        found.append((where, _ALIASES.get(key.strip(), key.strip()), value.strip().strip("\"'")))
+    found += [("the environment", k, v) for k, v in sorted(environment.items()) if k in keys]
+    for where, key, value in found:
         if key not in keys:
             close = difflib.get_close_matches(key, keys, 1)
             hint = f"did you mean {close[0]}?" if close else "the keys are in .env.example"

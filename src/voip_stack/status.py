@@ -133,8 +133,6 @@ def _reach(machine: Machine) -> str:
     for service in stack.services:
         if service.protocol != "tcp" or service.network != "internal" or not set(service.sources) & set(machine.groups):
             continue
-        if stack.devstack and service.component == "redis":
-            continue
         for name, address in stack.servers(service.group):
             port = service.ports[0]
             test = f"timeout 5 bash -c '</dev/tcp/{address}/{port}' 2>/dev/null"

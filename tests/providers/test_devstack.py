@@ -39,6 +39,11 @@ class Double:
             check=False,
         )
 
+    def fail(self, *command: str) -> str:
+        done = self.invoke(*command)
+        assert done.returncode == 1, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
     def succeed(self, *command: str, timeout: float = 120) -> str:
         done = self.invoke(*command, timeout=timeout)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -51,7 +56,7 @@ class Double:
 
     def sh(self, script: str) -> str:
         argv = vms.ssh_argv(self.machine.name, "sudo", "sh", "-s")
-        done = subprocess.run(argv, input=script, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(argv, input=script, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -122,31 +127,27 @@ def test_what_is_missing_is_told_before_anything_is_made(double: Double) -> None
     assert "it is a cluster" in rows["Redis"]["note"]
     assert all(row["version"] for row in rows.values())
     assert double.contents() == double.before
-    done = double.invoke("provision")
-    assert done.returncode == 1
-    assert "Vault of devstack-core" in done.stderr
-    assert "./voip infra.setup" in done.stderr
+    said = double.fail("provision")
+    assert "Vault of devstack-core" in said
+    assert "./voip infra.setup" in said
 
 
 def test_a_wrong_token_a_sealed_vault_and_a_closed_port_are_told(double: Double, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hvs.wrong\n")
     wrong = replace(double, environment=double.environment | {"VOIP_DEVSTACK_TOKEN_FILE": str(tmp_path / "token")})
-    assert "does not let this token at" in wrong.invoke("infra.setup").stderr
+    assert "does not let this token at" in wrong.fail("infra.setup")
     none = replace(double, environment=double.environment | {"VOIP_DEVSTACK_TOKEN_FILE": str(tmp_path / "none")})
-    assert "VOIP_DEVSTACK_TOKEN_FILE names it" in none.invoke("infra.setup").stderr
+    assert "VOIP_DEVSTACK_TOKEN_FILE names it" in none.fail("infra.setup")
     seal = "key=$(python3 -c \"import json; print(json.load(open('/root/double-vault.json'))['unseal_keys_b64'][0])\")"
     double.vault.ask("PUT", "sys/seal")
     try:
-        said = double.invoke("infra.check")
-        assert said.returncode == 1
-        assert "is sealed" in said.stdout
+        assert "is sealed" in double.fail("infra.check")
     finally:
         double.sh(f"{seal}\nVAULT_ADDR=http://127.0.0.1:8200 vault operator unseal $key")
     double.sh("systemctl stop rabbitmq-server")
     try:
-        done = double.invoke("infra.setup")
-        assert done.returncode == 1
-        assert f"RabbitMQ on devstack-core ({double.machine.internal}:15672) can't be reached" in done.stderr
+        where = f"RabbitMQ on devstack-core ({double.machine.internal}:15672)"
+        assert f"{where} can't be reached" in double.fail("infra.setup")
     finally:
         double.sh("systemctl start rabbitmq-server")
 
@@ -164,9 +165,7 @@ def test_a_database_of_somebody_else_is_left_alone(double: Double) -> None:
     mark = double.sql("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = 'cdr'")
     double.sql("COMMENT ON DATABASE cdr IS 'mine'")
     try:
-        done = double.invoke("infra.setup")
-        assert done.returncode == 1
-        assert "has a database cdr that this stack has not made" in done.stderr
+        assert "has a database cdr that this stack has not made" in double.fail("infra.setup")
     finally:
         double.sql(f"COMMENT ON DATABASE cdr IS '{mark}'")
 

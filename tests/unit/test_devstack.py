@@ -46,12 +46,14 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[inventory.Inventory]:
 def test_with_it_no_machine_of_ours_gives_services(chosen: inventory.Inventory) -> None:
     assert chosen.infra() == ("devstack-core", inventory.Address("192.168.64.77"))
     assert list(chosen.machines) == ["sip-1", "media-1", "pbx-1"]
+    assert not chosen.components["redis"].enabled
+    assert "redis" not in {service.name for service in chosen.services}
     assert chosen.servers("pbx") == [("pbx-1", inventory.Address("192.168.64.30"))]
 
 
-@pytest.mark.parametrize(("source", "key"), [("INFRA=devstack", {}), ("", {"INFRA": "devstack"})])
-def test_infra_is_understood_without_the_prefix(source: str, key: dict[str, str]) -> None:
-    assert settings.parse(source, key).infra == "devstack"
+def test_infra_is_understood_without_the_prefix_in_our_file_only() -> None:
+    assert settings.parse("INFRA=devstack", {}).infra == "devstack"
+    assert settings.parse("", {"INFRA": "production"}).infra == "embedded"
 
 
 def _play(expression: str, **environment: str) -> str:
@@ -191,6 +193,14 @@ def test_a_virtual_host_of_somebody_else_is_neither_used_nor_removed(broker: typ
     broker.held["vhosts"].append({"name": "voip", "description": "another stack"})
     with pytest.raises(VoipError, match="has a virtual host voip that this stack has not made"):
         list(layout.plan_rabbitmq(wanted))
+    assert list(layout._remove_rabbitmq(wanted)) == []
+
+
+def test_a_user_of_somebody_else_is_not_taken_over(broker: type[_Broker], wanted: Layout) -> None:
+    broker.held["users"].append({"name": "cdr_reader", "password_hash": "theirs"})
+    with pytest.raises(VoipError, match="has a user cdr_reader that this stack has not made"):
+        list(infra.make(layout.plan_rabbitmq(wanted)))
+    assert [v["name"] for v in broker.held["vhosts"]] == ["dev_vhost"]
     assert list(layout._remove_rabbitmq(wanted)) == []
 
 

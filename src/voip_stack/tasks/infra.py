@@ -1,23 +1,20 @@
 """What the stack needs of the services around it."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from voip_stack import infra, ui
+from voip_stack.layout import Step
 
 
 @task
 def setup(_c: Context) -> None:
     """Make what is missing for this stack in Vault, PostgreSQL and RabbitMQ; what is there is left."""
-    made = 0
-    for what in infra.make(infra.missing()):
-        ui.say(f"made {what}")
-        made += 1
-    if not made:
-        ui.say("nothing was missing")
+    _carry_out(infra.missing(), "made", "nothing was missing")
 
 
 @task(help={"json": "print JSON"})
@@ -42,9 +39,13 @@ def check(_c: Context, json: bool = False) -> None:
 @task
 def teardown(_c: Context) -> None:
     """Remove from a devstack-core what infra.setup made there, CDRs and subscribers too, and nothing else."""
-    removed = 0
-    for what in infra.make(infra.teardown()):
-        ui.say(f"removed {what}")
-        removed += 1
-    if not removed:
-        ui.say("nothing was there")
+    _carry_out(infra.teardown(), "removed", "nothing was there")
+
+
+def _carry_out(steps: Iterable[Step], done: str, nothing: str) -> None:
+    """Do the steps, and tell of each."""
+    for title in infra.make(steps):
+        ui.say(f"{done} {title}")
+        nothing = ""
+    if nothing:
+        ui.say(nothing)
