@@ -65,6 +65,10 @@ def test_the_files_hold_what_vault_holds(host, root):
     assert content(host, TWO) == f"first\n\"second\" = '{there['ari_password']}'\n"
 
 
+def test_a_run_that_is_cut_off_would_be_noticed_by_the_next(host):
+    assert host.run("test /etc/vault-agent/known -nt /etc/vault-agent/asterisk.hcl").rc == 0
+
+
 def test_only_who_should_reads_them(host):
     one, two = host.file(ONE), host.file(TWO)
     assert (one.user, one.group, one.mode) == ("root", "daemon", 0o640)
