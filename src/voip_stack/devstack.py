@@ -69,6 +69,8 @@ def redis() -> tuple[str, str]:
                 stream.write(f"*{len(words)}\r\n".encode() + b"".join(_bulk(word) for word in words))
             stream.flush()
             let_in = stream.readline().decode(errors="replace").strip()
+            if not let_in:
+                raise ConnectionResetError("it closed the connection")
             if let_in != "+OK":
                 raise VoipError(
                     f"{login} does not let us in: {let_in}", "does secret/redis-1 in Vault hold its password?"

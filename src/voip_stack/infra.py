@@ -204,11 +204,18 @@ def in_vault(server: Vault | None = None, addresses: Addresses | None = None) ->
     yield from ours(server, _addresses() if addresses is None else addresses, inventory.load().domain)
 
 
+def _open_the_way() -> None:
+    """Where the lab is a namespace, a devstack-core on this computer is reached through it."""
+    if inventory.load().devstack:
+        lab.current().up()
+
+
 def missing() -> Iterator[Step]:
     """What the stack needs of the services around it and they lack; each is looked for when those before are made.
 
     Raises VoipError.
     """
+    _open_the_way()
     if settings.load().secrets == "vault":
         yield from in_vault()
     if inventory.load().devstack:
@@ -226,6 +233,7 @@ def teardown() -> Iterator[Step]:
     """What this stack has made in the user's devstack-core, and nothing else. Raises VoipError."""
     if not inventory.load().devstack:
         raise VoipError("what this stack has made is on infra-1, and goes with it", "./voip vms.destroy infra-1")
+    _open_the_way()
     yield from layout.removal(_names())
     if settings.load().secrets == "vault":
         yield from removal(vault.current())
@@ -249,6 +257,7 @@ def check() -> list[Row]:
     stack = inventory.load()
     if not stack.devstack:
         raise VoipError("the services around the stack are on infra-1, not in a devstack-core", "./voip status")
+    _open_the_way()
     looks: dict[str, tuple[int, Callable[[], Row]]] = {
         "Vault": (inventory.DEVSTACK_PORTS["vault"], _look_at_vault),
         "PostgreSQL": (
@@ -268,7 +277,7 @@ def check() -> list[Row]:
             lab.current().connect(str(stack.devstack), port, _CONNECT_SECONDS).close()
             row = replace(look(), service=service, address=where)
         except VoipError as error:
-            row = Row(service, where, "answers", "", (error.message,), error.hint)
+            row = Row(service, where, "fails", "", (error.message,), error.hint)
         except OSError as error:
             row = Row(service, where, "away", "", (f"it can't be reached: {error}",), "start devstack-core")
         rows.append(row)
