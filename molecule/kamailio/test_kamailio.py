@@ -8,10 +8,11 @@ import secrets
 import pytest
 from guests import inventory_of
 
-from voip_stack import calls, inventory
+from voip_stack import calls, certificates, inventory
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Refused
 from voip_stack.deadline import Deadline
+from voip_stack.errors import CallError
 from voip_stack.inventory import Address
 
 STACK = inventory.load()
@@ -19,6 +20,7 @@ INTERNAL = Address(inventory_of("kamailio-1")["internal_address"])
 EXTERNAL = Address(inventory_of("kamailio-1")["external_address"])
 COMPUTER = STACK.networks["internal"].computer
 TRANSPORTS = pytest.mark.parametrize("transport", ["udp", "tcp"])
+AND_TLS = pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +48,7 @@ def passwords(sql):
 def phones(passwords, tmp_path):
     """Two phones outside, the caller and another."""
     return [
-        Phone(number, password, address, tone_hz=tone, traces=tmp_path, proxy=EXTERNAL)
+        Phone(number, password, address, tone_hz=tone, traces=tmp_path, proxy=EXTERNAL, ca=certificates.authority())
         for (number, password), address, tone in zip(passwords.items(), STACK.phones, (440, 1020), strict=False)
     ]
 
@@ -64,7 +66,7 @@ def refusal(leg):
     return caught.value.status
 
 
-@TRANSPORTS
+@AND_TLS
 def test_a_phone_registers_and_its_binding_is_in_the_database(phones, sql, transport):
     phone = dataclasses.replace(phones[0], transport=transport)
     phone.register()
@@ -75,7 +77,7 @@ def test_a_phone_registers_and_its_binding_is_in_the_database(phones, sql, trans
     assert sql("SELECT count(*) FROM location WHERE username = '1001'") == "0"
 
 
-@TRANSPORTS
+@AND_TLS
 def test_a_call_reaches_the_pbx_and_its_sound_comes_back(phones, transport):
     phone = dataclasses.replace(phones[0], transport=transport)
     with calls.Capture() as capture, phone.call("600", seconds=4) as leg:
@@ -201,3 +203,22 @@ def test_a_killed_proxy_knows_its_phones_again(host, phones):
     # kamcmd ends with 255 while nobody listens, which testinfra takes for a failure of ssh.
     assert back.wait(lambda: "1001" in host.run("kamcmd ul.dump brief || exit 1").stdout, every=2)
     phones[0].unregister()
+
+
+def test_a_new_certificate_is_taken_without_a_restart_and_one_of_a_foreign_ca_is_refused_by_the_phone(host, phones):
+    phone = dataclasses.replace(phones[0], transport="tls")
+    pid = host.check_output("systemctl show --value --property MainPID kamailio")
+    reload, pem = "kamcmd tls.reload", "/etc/kamailio/certificate.pem"
+    foreign = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={STACK.domain} -addext"
+    host.check_output(f"cp -a {pem} /root/certificate.pem")
+    try:
+        host.check_output(f"{foreign} subjectAltName=DNS:{STACK.domain} -keyout /root/key.pem -out /root/cert.pem")
+        host.check_output(f"cat /root/key.pem /root/cert.pem >{pem} && {reload}")
+        with pytest.raises(CallError) as refused:
+            phone.register()
+        assert "certificate verify failed" in refused.value.details
+    finally:
+        host.check_output(f"cp -a /root/certificate.pem {pem} && {reload}")
+    phone.register()
+    phone.unregister()
+    assert host.check_output("systemctl show --value --property MainPID kamailio") == pid

@@ -1,10 +1,13 @@
 """What is in Vault is in the files, for who may read it, on the machine that may have it; also while Vault is away."""
 
+import ipaddress
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from guests import inventory_of
 
 from voip_stack import infra, settings, vault
@@ -12,7 +15,7 @@ from voip_stack import infra, settings, vault
 PEER = inventory_of("vault-1")
 ADDRESS = inventory_of("client-1")["internal_address"]
 KEYS_DIR = settings.load().secrets_dir / "molecule" / PEER["ansible_host"]
-ONE, TWO = "/etc/asterisk/one", "/etc/asterisk/two"
+ONE, TWO, THREE = "/etc/asterisk/one", "/etc/asterisk/two", "/etc/asterisk/three"
 SECONDS = 60  # for a new secret to be in its file: the interval is 3 s, emulation is slow
 
 
@@ -48,7 +51,7 @@ def content(host, path):
 
 
 def pids(host):
-    return host.check_output("systemctl show --value --property MainPID one two").split()
+    return host.check_output("systemctl show --value --property MainPID one two three").split()
 
 
 def run_login(host, command, stdin=""):
@@ -84,7 +87,7 @@ def test_a_new_secret_reaches_its_file_and_its_daemon_alone(host, root):
     new = root.kv("asterisk")["ami_secret"]
     wait(lambda: new in content(host, ONE), "the new secret")
     wait(lambda: pids(host)[0] != before[0], "the daemon restarted")
-    assert pids(host)[1] == before[1]
+    assert pids(host)[1:] == before[1:]
     assert old not in content(host, ONE)
 
 
@@ -101,6 +104,30 @@ def test_a_file_that_somebody_removed_comes_back(host):
     host.check_output(f"rm {ONE}")
     wait(lambda: content(host, ONE) == was, "the file")
     assert host.file(ONE).group == "daemon"
+
+
+def test_its_certificate_is_of_the_intermediate_ca_and_made_anew_only_when_it_is_gone(host, root):
+    was, before = content(host, THREE), pids(host)
+    key, rest = was.split("-----END EC PRIVATE KEY-----")
+    assert key.startswith("-----BEGIN EC PRIVATE KEY-----")
+    there, ca = x509.load_pem_x509_certificates(rest.encode())
+    assert ca == x509.load_pem_x509_certificate(root.ask("GET", "pki_int/cert/ca")["data"]["certificate"].encode())
+    there.verify_directly_issued_by(ca)
+    names = there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["client-1.voip.local"]
+    assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address("192.0.2.7")]
+    assert there.not_valid_after_utc - there.not_valid_before_utc == pytest.approx(
+        timedelta(hours=2160), abs=timedelta(minutes=2)
+    )
+    assert (host.file(THREE).group, host.file(THREE).mode) == ("daemon", 0o640)
+    host.check_output("systemctl restart vault-agent")
+    time.sleep(10)
+    assert content(host, THREE) == was
+    host.check_output(f"rm {THREE}")
+    wait(lambda: content(host, THREE).count("BEGIN CERTIFICATE") == 2, "another certificate")
+    assert content(host, THREE) != was
+    wait(lambda: pids(host)[2] != before[2], "its daemon restarted")
+    assert pids(host)[:2] == before[:2]
 
 
 def test_the_files_survive_a_restart_without_vault(host, guest, root, keys):
@@ -171,13 +198,14 @@ print(json.dumps([ask(path, body, token) if body is None else ask(path, body, to
     ("auth/approle/role/sip-vm-role/secret-id", {{"cidr_list": []}}),
     ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local"}}),
     ("pki_int/issue/kamailio-role", {{"common_name": "client-1.voip.local"}}),
+    ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local", "alt_names": "voip.local"}}),
     ("pki_int/issue/asterisk-role", {{"common_name": "example.com"}}))]))
 """
-    mine, *others, certificate, foreign, outside = json.loads(host.check_output("python3 -c %s", ask))
+    mine, *others, certificate, foreign, bare, outside = json.loads(host.check_output("python3 -c %s", ask))
     assert mine["data"]["data"]["ami_secret"] == "mine"
     assert others == [403] * 4
     assert certificate["data"]["certificate"].startswith("-----BEGIN CERTIFICATE-----")
-    assert (foreign, outside) == (403, 403)
+    assert (foreign, bare, outside) == (403, 403, 403)
 
 
 def test_a_wrapped_login_is_good_once_and_for_one_machine(host, root):

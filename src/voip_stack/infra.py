@@ -22,7 +22,6 @@ from voip_stack.vault import Vault, VaultError
 
 _HOUR, _DAY = 3600, 24 * 3600
 _ROOT_TTL, _INTERMEDIATE_TTL = "87600h", "43800h"
-CERTIFICATE_TTL = "2160h"
 SECRET_ID_TTL = 30 * _DAY
 _TOKEN_TTL, _TOKEN_MAX_TTL = 24 * _HOUR, 48 * _HOUR
 _UPGRADE_SECONDS = 30  # for a mount of KV to become version 2
@@ -40,10 +39,12 @@ def role(name: str) -> str:
 def policy(name: str, domain: str) -> str:
     """The policy of the class `name`: what its machines may read, and the renewal of what they log in with."""
     allowed = secrets.classes()[name]
+    names = f'    "alt_names" = ["{domain}"]\n' if allowed["domain"] else ""
     rules = [f'path "secret/data/{path}" {{\n  capabilities = ["read"]\n}}' for path in allowed["secrets"]]
     rules += [
         f'path "pki_int/issue/{certificate}" {{\n  capabilities = ["update"]\n'
-        f'  allowed_parameters = {{\n    "common_name" = ["*.{domain}"]\n    "ip_sans" = []\n    "ttl" = []\n  }}\n}}'
+        f'  allowed_parameters = {{\n    "common_name" = ["*.{domain}"]\n{names}'
+        '    "ip_sans" = []\n    "ttl" = []\n  }\n}'
         for certificate in allowed["certificates"]
     ]
     rules.append(
@@ -130,10 +131,11 @@ def ours(server: Vault, addresses: Addresses, domain: str) -> Iterator[Step]:
             pki: dict[str, Any] = {
                 "allowed_domains": [domain],
                 "allow_subdomains": True,
+                "allow_bare_domains": bool(allowed["domain"]),
                 "allow_ip_sans": True,
                 "key_type": "ec",
                 "key_bits": 256,
-                "max_ttl": int(CERTIFICATE_TTL.removesuffix("h")) * _HOUR,
+                "max_ttl": secrets.CERTIFICATE_HOURS * _HOUR,
             }
             yield from _ensure(server, f"pki_int/roles/{certificate}", pki, f"the PKI role {certificate}")
 

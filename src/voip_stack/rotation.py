@@ -124,7 +124,7 @@ def status() -> list[tuple[str, str, str]]:
             file = settings.load().secrets_dir / name
             age = _age(datetime.fromtimestamp(file.stat().st_mtime, UTC)) if file.exists() else "not made yet"
             rows.append((name, str(file), age))
-        return rows
+        return rows + _certificates("of this computer's CA")
     server = vault.current()
     rows = [("Vault", server.url, _state(server))]
     versions = {path: server.find(f"secret/metadata/{path}") for path in components()}
@@ -132,13 +132,16 @@ def status() -> list[tuple[str, str, str]]:
         found = versions[secret.path]
         made = _age(_time(found["data"]["updated_time"])) if found else "not made yet"
         rows.append((secret.name, f"secret/{secret.path}: {secret.field}", made))
-    for mount in ("pki", "pki_int"):
-        text = server.find(f"{mount}/cert/ca")
-        if text:
-            rows.append((f"CA {mount}", mount, _ends(text["data"]["certificate"])))
+    rows += _certificates("of pki_int, or its CA")
     for name in secrets.classes():
         rows += [(f"login of {machine}", f"AppRole {name}-vm-role", end) for machine, end in _logins(server, name)]
     return rows
+
+
+def _certificates(where: str) -> list[tuple[str, str, str]]:
+    from voip_stack import certificates  # noqa: PLC0415  # half a second that only this needs
+
+    return [(f"certificate {name}", where, f"ends in {_left(end)}") for name, end in certificates.ends().items()]
 
 
 def _state(server: vault.Vault) -> str:
@@ -176,9 +179,3 @@ def _left(then: datetime) -> str:
 def _days(seconds: float) -> str:
     hours = int(seconds // 3600)
     return f"{hours // 24} d {hours % 24} h" if hours >= 24 else f"{hours} h {int(seconds % 3600 // 60)} min"
-
-
-def _ends(pem: str) -> str:
-    from cryptography import x509  # noqa: PLC0415  # half a second that only this needs
-
-    return f"ends in {_left(x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc)}"

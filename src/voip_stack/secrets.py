@@ -19,6 +19,7 @@ from voip_stack import paths, settings
 from voip_stack.errors import VoipError
 
 FILE = paths.INVENTORY / "group_vars" / "all" / "secrets.yml"
+CERTIFICATE_HOURS = 2160  # a daemon's certificate lives so long, whoever signs it
 _LENGTH = 32
 _ALPHABET = string.ascii_letters + string.digits
 # A secret is written as it is into files of many syntaxes and into URLs, some of them by `vault agent`.
@@ -44,8 +45,8 @@ def catalogue() -> dict[str, Secret]:
     return {name: Secret(name, **place) for name, place in _table()["voip_secrets"].items()}
 
 
-def classes() -> dict[str, dict[str, list[str]]]:
-    """What each class of machines may read: `secrets` by path, `certificates` by PKI role."""
+def classes() -> dict[str, dict[str, Any]]:
+    """What each class of machines may read: `secrets` by path, `certificates` by PKI role, the `domain` itself."""
     return dict(_table()["voip_vault_classes"])
 
 

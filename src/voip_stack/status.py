@@ -54,6 +54,11 @@ _PROBES = {
         kamcmd dlg.stats_active | awk '$1 == "all:" { print "figure", $2, "calls" }'
         kamcmd dispatcher.list | awk '$1 == "URI:" { uri = $2 }
             $1 == "FLAGS:" && $2 !~ /^A/ { print "fault the PBX", uri, "does not answer OPTIONS: calls get a 503" }'
+        pem=/etc/kamailio/certificate.pem
+        openssl x509 -noout -enddate -dateopt iso_8601 -in $pem |
+            awk -F '[= ]' '{ print "figure certificate until", $2 }'
+        openssl x509 -noout -checkend 604800 -in $pem >/dev/null ||
+            echo "fault its certificate ends within a week: ./voip provision; secrets.status says more"
         kamcmd rtpengine.show all | awk '$1 == "url:" { url = $2 }
             $1 == "disabled:" && $2 !~ /^0/ { print "fault RTPEngine at", url, "does not answer: calls get a 503" }'
         """,

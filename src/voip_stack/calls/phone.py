@@ -48,7 +48,8 @@ class Phone:
     proxy: Address = field(default_factory=proxy_address)
     sip_port: int = 5060
     media_port: int = 6000
-    transport: str = "udp"  # or tcp
+    transport: str = "udp"  # or tcp; or tls, for what the phone itself begins
+    ca: str = ""  # PEM, whom it trusts by TLS
     inside: bool = False
 
     @property
@@ -135,6 +136,7 @@ class Phone:
             sip_port=self.sip_port,
             media_port=self.media_port,
             transport=self.transport,
+            ca=self.ca,
             inside=self.inside,
             fields=[self.number, credentials, to if "@" in to else f"{to}@{domain}", digits],
             traces=self.traces,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from voip_stack import inventory, lab
-from voip_stack.calls import audio
+from voip_stack.calls import audio, tunnel
 from voip_stack.calls.sip import Message, Traced, parse_trace
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError, HostError
@@ -22,6 +23,7 @@ from voip_stack.lab.base import privileged
 
 SCENARIOS = Path(__file__).with_name("scenarios")
 _GRACE = 30  # seconds that SIPp has for what comes before and after the phases whose length we choose
+_SIP_PORT, _TLS_PORT, _TUNNEL_PORT = 5060, 5061, 15061
 _DEFAULT_PATIENCE = 75.0  # longer than an INVITE may ring (60 s in the scenarios)
 
 
@@ -51,6 +53,7 @@ class Leg:
         sip_port: int,
         media_port: int,
         transport: str = "udp",
+        ca: str = "",
         inside: bool = False,
         fields: Sequence[str],
         traces: Path,
@@ -64,7 +67,8 @@ class Leg:
     ) -> None:
         """Start SIPp. `phase` and `talk` are the scenario's pauses and its talk (-d, -recv_timeout), in seconds.
 
-        It runs `count` times, `at_once` at a time, and each run logs its events.
+        It runs `count` times, `at_once` at a time, and each run logs its events. By TLS the proxy has to have a
+        certificate of the domain and of `ca` (PEM).
 
         Raises HostError when SIPp is not installed, CallError when it does not start.
         """
@@ -78,9 +82,16 @@ class Leg:
         (self.directory / "tone.al").write_bytes(audio.tone(tone_hz))
         # Credentials go by file, not by argument: any user of the computer sees arguments.
         (self.directory / "fields.csv").write_text("SEQUENTIAL\n" + ";".join(fields) + "\n")
+        self._home = lab.current().inside if inside else lab.current().outside
+        self._tunnel: subprocess.Popen[str] | None = None
+        to = f"{proxy}:{_SIP_PORT}"
+        if transport == "tls":
+            (self.directory / "ca.pem").write_text(ca)
+            self._open_tunnel(str(address))
+            to = f"{address}:{_TUNNEL_PORT}"
         argv = [
             "sipp",
-            f"{proxy}:5060",
+            to,
             "-sf",
             str(SCENARIOS / f"{scenario}.xml"),
             "-inf",
@@ -106,8 +117,7 @@ class Leg:
         argv += ["-d", str(int(phase * 1000))]
         argv += ["-recv_timeout", str(int(talk * 1000))] if talk else []
         argv += [word for key, value in keys.items() for word in ("-key", key, str(value))]
-        argv += ["-t", {"udp": "u1", "tcp": "t1"}[transport]]
-        self._home = lab.current().inside if inside else lab.current().outside
+        argv += ["-t", {"udp": "u1", "tcp": "t1", "tls": "t1"}[transport]]
         self._deadline = Deadline(lifetime + _GRACE + 5)
         self._local = (str(address), sip_port)
         with (self.directory / "screen.log").open("wb") as screen:
@@ -119,6 +129,23 @@ class Leg:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def _open_tunnel(self, address: str) -> None:
+        """Lead SIPp's TCP to the proxy by TLS."""
+        ends = [address, str(_TUNNEL_PORT), self.proxy, str(_TLS_PORT)]
+        with (self.directory / "tunnel.log").open("w") as log:
+            self._tunnel = subprocess.Popen(
+                self._home(sys.executable, tunnel.__file__, *ends, inventory.load().domain, "ca.pem"),
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        if not Deadline(10).wait(lambda: tunnel.LISTENS in self._read("tunnel.log"), every=0.05):
+            self._end(self._tunnel)
+            raise CallError(f"{self.who}: no way to TLS", "", self._read("tunnel.log"))
 
     def __enter__(self) -> Self:
         return self
@@ -196,18 +223,25 @@ class Leg:
 
     def stop(self) -> None:
         """End SIPp if it still runs."""
-        if self._process.poll() is None:
-            try:
-                self._process.terminate()
-            except PermissionError:  # it is below sudo
-                subprocess.run(privileged("kill", str(self._process.pid)), timeout=10, check=False)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5)
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait(5)
+        self._end(self._process)
+        if self._tunnel:
+            self._end(self._tunnel)
         # The only file with a password in it.
         (self.directory / "fields.csv").unlink(missing_ok=True)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[Any]) -> None:
+        if process.poll() is not None:
+            return
+        try:
+            process.terminate()
+        except PermissionError:  # it is below sudo
+            subprocess.run(privileged("kill", str(process.pid)), timeout=10, check=False)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        if process.poll() is None:
+            process.kill()
+            process.wait(5)
 
     def _failure(self, event: str) -> CallError:
         """Why the scenario did not come to `event`."""
@@ -236,6 +270,7 @@ class Leg:
     def _evidence(self) -> str:
         """SIPp's errors and the trace's end."""
         errors = [line[:200] for line in self._read("errors.log").splitlines()[-5:]]
+        errors += [line[:200] for line in self._read("tunnel.log").splitlines() if line != tunnel.LISTENS][-2:]
         screen = [] if errors or self.messages else self._read("screen.log").splitlines()[-5:]
         flow = [f"  {'->' if m.sent else '<-'} {m.message.start_line}" for m in self.messages[-12:]]
         return "\n".join([f"--- {self.who}, {self.scenario} ({self.directory})", *flow, *errors, *screen])

@@ -15,10 +15,18 @@ def rotate(_c: Context, component: str) -> None:
 
 @task(help={"json": "print JSON"})
 def status(_c: Context, json: bool = False) -> None:
-    """Each secret's age, CAs and machines' logins with their ends."""
+    """Each secret's age; certificates and machines' logins with their ends."""
     columns = ("what", "where", "age or end")
     rows = rotation.status()
     if json:
         ui.as_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         ui.table(columns, rows)
+
+
+@task
+def ca(_c: Context) -> None:
+    """Print the CA (PEM) that phones have to trust to register by TLS."""
+    from voip_stack import certificates  # noqa: PLC0415  # half a second that only this needs
+
+    ui.say(certificates.authority().rstrip())

@@ -1,0 +1,148 @@
+"""Certificates of daemons: of a CA of this computer's own (the provider `file`), or of Vault's, by `vault agent`."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from voip_stack import secrets, settings, vault
+
+_LIFE = timedelta(hours=secrets.CERTIFICATE_HOURS)
+_CA_LIFE = timedelta(days=3650)
+
+
+def directory() -> Path:
+    """Where the provider `file` keeps them: ca.pem, ca.key, and one file for each name."""
+    return settings.load().secrets_dir / "certificates"
+
+
+def get(name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) -> str:
+    """PEM: the key, the certificate of `name`, of `others` and of `addresses`, and its CA's. Made anew at two thirds of
+    its life, or when it is of other names; RFC 5922 has which names a SIP server's certificate is of."""
+    directory().mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = directory() / f"{name}.pem"
+    with (directory() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        alternatives = x509.SubjectAlternativeName(
+            [
+                *(x509.DNSName(n) for n in (name, *others)),
+                *(x509.IPAddress(ipaddress.ip_address(a)) for a in addresses),
+            ]
+        )
+        ca, ca_key = _ca()
+        if not file.exists() or not _good(file, ca, alternatives):
+            key = ec.generate_private_key(ec.SECP256R1())
+            made = (
+                _builder(name, _LIFE)
+                .issuer_name(ca.subject)
+                .public_key(key.public_key())
+                .add_extension(alternatives, critical=False)
+                .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+                .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+                .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+                .sign(ca_key, hashes.SHA256())
+            )
+            _write(file, _pem(key) + _pem(made) + _pem(ca))
+        return file.read_text().strip()
+
+
+def reference(role: str, name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) -> str:
+    """The same for `vault agent` to fill in, from the role `role` of pki_int (consul-template's pkiCert)."""
+    parts = {"common_name": name, "alt_names": ",".join(others), "ip_sans": ",".join(addresses)}
+    asked = " ".join(f"`{key}={value}`" for key, value in parts.items() if value)
+    return (
+        f"{{{{ with pkiCert `pki_int/issue/{role}` {asked} `ttl={secrets.CERTIFICATE_HOURS}h` }}}}"
+        "{{ .Key }}\n{{ .Cert }}\n{{ .CA }}{{ end }}"
+    )
+
+
+def authority() -> str:
+    """PEM of the CA that phones have to trust. Raises VoipError."""
+    if settings.load().secrets == "file":
+        directory().mkdir(parents=True, exist_ok=True, mode=0o700)
+        return _pem(_ca()[0])
+    return str(vault.current().ask("GET", "pki/cert/ca")["data"]["certificate"]).strip() + "\n"
+
+
+def ends() -> dict[str, datetime]:
+    """The ends of those in use, by their common names. Raises VoipError."""
+    if settings.load().secrets == "file":
+        texts = [file.read_text() for file in directory().glob("*.pem")]
+    else:
+        server = vault.current()
+        listed = server.find("pki_int/certs?list=true") or {"data": {"keys": []}}
+        texts = [
+            server.ask("GET", f"pki_int/cert/{serial}")["data"]["certificate"] for serial in listed["data"]["keys"]
+        ]
+    found: dict[str, datetime] = {}
+    for made in sorted(map(_first, texts), key=lambda made: made.not_valid_after_utc):
+        found[str(made.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)] = made.not_valid_after_utc
+    return found
+
+
+def _first(pem: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pem.encode())
+
+
+def _good(file: Path, ca: x509.Certificate, alternatives: x509.SubjectAlternativeName) -> bool:
+    there = _first(file.read_text())
+    names = there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    left = there.not_valid_after_utc - datetime.now(UTC)
+    return left > _LIFE / 3 and names == alternatives and _pem(ca) in file.read_text()
+
+
+def _ca() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The CA, made when it is not there or near its end."""
+    file, key_file = directory() / "ca.pem", directory() / "ca.key"
+    if file.exists() and key_file.exists():
+        ca = _first(file.read_text())
+        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+        if isinstance(key, ec.EllipticCurvePrivateKey) and ca.not_valid_after_utc - datetime.now(UTC) > _LIFE:
+            return ca, key
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = _builder("voip-stack CA of this computer", _CA_LIFE)
+    ca = (
+        builder.issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "voip-stack CA of this computer")]))
+        .public_key(key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    _write(key_file, _pem(key))
+    _write(file, _pem(ca))
+    return ca, key
+
+
+def _builder(name: str, life: timedelta) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))  # a machine's clock may be behind
+        .not_valid_after(now + life)
+    )
+
+
+def _pem(what: x509.Certificate | ec.EllipticCurvePrivateKey) -> str:
+    if isinstance(what, x509.Certificate):
+        return what.public_bytes(serialization.Encoding.PEM).decode()
+    form = serialization.PrivateFormat.PKCS8
+    return what.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+
+
+def _write(file: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as new:
+        os.fchmod(new.fileno(), 0o600)
+        new.write(text)
+    Path(new.name).replace(file)

@@ -1,0 +1,71 @@
+"""Certificates by the provider `file`, and what `vault agent` is told to ask for."""
+
+import ipaddress
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from voip_stack import certificates, settings
+
+NAME, DOMAIN, ADDRESS = "sip-1.voip.local", "voip.local", "192.0.2.10"
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where they are kept; not there yet."""
+    monkeypatch.setenv("VOIP_SECRETS", "file")
+    monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path / "secrets"))
+    settings.load.cache_clear()
+    yield tmp_path / "secrets" / "certificates"
+    settings.load.cache_clear()
+
+
+def test_it_is_of_its_names_and_of_a_ca_that_stays(directory: Path) -> None:
+    made = certificates.get(NAME, [DOMAIN], [ADDRESS])
+    there, ca = x509.load_pem_x509_certificates(made.encode())
+    there.verify_directly_issued_by(ca)
+    assert ca == x509.load_pem_x509_certificate(certificates.authority().encode())
+    names = there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [NAME, DOMAIN]
+    assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address(ADDRESS)]
+    key = load_pem_private_key(made.encode(), password=None)
+    assert key.public_key() == there.public_key()
+    assert certificates.get(NAME, [DOMAIN], [ADDRESS]) == made
+    assert {file.stat().st_mode & 0o777 for file in directory.glob("*.[pk]e*")} == {0o600}
+    left = certificates.ends()[NAME] - datetime.now(UTC)
+    assert timedelta(hours=2159) < left < timedelta(hours=2161)
+
+
+@pytest.mark.usefixtures("directory")
+def test_another_name_or_another_ca_makes_another() -> None:
+    made = certificates.get(NAME, [DOMAIN])
+    other = certificates.get(NAME, [DOMAIN], [ADDRESS])
+    assert other != made
+    (certificates.directory() / "ca.key").unlink()
+    assert certificates.get(NAME, [DOMAIN], [ADDRESS]) != other
+
+
+@pytest.mark.usefixtures("directory")
+@pytest.mark.parametrize(("days", "same"), [(59, True), (61, False)])
+def test_it_is_made_anew_at_two_thirds_of_its_life(monkeypatch: pytest.MonkeyPatch, days: int, same: bool) -> None:
+    made = certificates.get(NAME)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            assert tz is UTC
+            return datetime.now(UTC) + timedelta(days=days)
+
+    monkeypatch.setattr(certificates, "datetime", Later)
+    assert (certificates.get(NAME) == made) == same
+
+
+def test_the_agent_asks_for_the_same_names() -> None:
+    assert certificates.reference("kamailio-role", NAME, [DOMAIN], [ADDRESS]) == (
+        "{{ with pkiCert `pki_int/issue/kamailio-role` `common_name=sip-1.voip.local` `alt_names=voip.local`"
+        " `ip_sans=192.0.2.10` `ttl=2160h` }}{{ .Key }}\n{{ .Cert }}\n{{ .CA }}{{ end }}"
+    )
