@@ -8,7 +8,7 @@ def test_kernel(host):
     assert host.sysctl("net.core.wmem_max") == 8388608
     assert host.sysctl("vm.swappiness") == 20
     # The ports of group sip, that no outgoing connection may take.
-    assert host.sysctl("net.ipv4.ip_local_reserved_ports") == "22,5060"
+    assert host.sysctl("net.ipv4.ip_local_reserved_ports") == "22,5060-5061"
 
 
 def test_daemons_may_open_as_many_files(host):

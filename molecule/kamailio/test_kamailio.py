@@ -72,7 +72,7 @@ def test_a_phone_registers_and_its_binding_is_in_the_database(phones, sql, trans
     phone.register()
     found = sql("SELECT contact, socket FROM location WHERE username = '1001'")
     assert f"sip:1001@{phone.address}:5060" in found
-    assert f"{transport}:{EXTERNAL}:5060" in found
+    assert f"{transport}:{EXTERNAL}:{5061 if transport == 'tls' else 5060}" in found
     phone.unregister()
     assert sql("SELECT count(*) FROM location WHERE username = '1001'") == "0"
 
