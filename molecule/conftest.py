@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,11 +14,20 @@ from typing import Any
 import pytest
 import testinfra
 
+from voip_stack.scenarios import REBOOTED
 from voip_stack.vms import ssh
 
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 from guests import NAMES, inventory_of
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """After the reboot, which is an outage itself, leave out the tests that make others: they cost minutes each."""
+    if Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], REBOOTED).exists():
+        left_out = [item for item in items if item.get_closest_marker("outage")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -200,6 +200,7 @@ with socket.create_connection((sys.argv[1], 5038), timeout=15) as s:
     assert "Response: Error" in answer
 
 
+@pytest.mark.outage
 def test_without_the_database_there_are_calls_and_their_cdrs(guest, proxy, cdrs):
     before = len(cdrs("600"))
     guest("peer").check_output("systemctl stop postgresql@17-main")

@@ -212,6 +212,7 @@ with open(sys.argv[1], "a") as file:
     assert rows(early) == 1
 
 
+@pytest.mark.outage
 def test_cdrs_of_a_time_without_postgresql_arrive_when_it_is_back(guest, host, write, rows, events):
     name = new()
     kill(guest("peer"), "postgresql@17-main")
@@ -227,6 +228,7 @@ def test_cdrs_of_a_time_without_postgresql_arrive_when_it_is_back(guest, host, w
     assert host.check_output(f"ls {SPOOL}") == ""
 
 
+@pytest.mark.outage
 def test_events_of_a_time_without_rabbitmq_arrive_in_order_when_it_is_back(guest, write, sql, rows, events, seen):
     names = [new() for _ in range(5)]
     kill(guest("peer"), "rabbitmq-server")
@@ -237,6 +239,7 @@ def test_events_of_a_time_without_rabbitmq_arrive_in_order_when_it_is_back(guest
     assert [event[4]["uniqueid"] for event in seen if event[4]["uniqueid"] in names] == names
 
 
+@pytest.mark.outage
 def test_an_event_that_no_queue_takes_is_kept_until_one_does(guest, write, sql, rows, events):
     name = new()
     guest("peer").check_output("rabbitmqctl --silent delete_queue --vhost voip cdr")
@@ -252,6 +255,7 @@ def test_an_event_that_no_queue_takes_is_kept_until_one_does(guest, write, sql, 
     assert len(events(name)) == 1
 
 
+@pytest.mark.outage
 def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_its_id(guest, host, write, sql, events):
     name = new()
     host.check_output("systemctl stop cdr-publisher")

@@ -142,6 +142,7 @@ def test_nothing_is_left_of_the_calls(host):
     assert gone.wait(lambda: "all: 0" in host.check_output("kamcmd dlg.stats_active"), every=1)
 
 
+@pytest.mark.outage
 def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones):
     guesser = dataclasses.replace(phones[1], password="wrong", address=STACK.phones[3])
     for _ in range(4):
@@ -164,6 +165,7 @@ def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones):
     right.unregister()
 
 
+@pytest.mark.outage
 def test_no_pbx_means_503_and_a_pbx_that_comes_back_gets_calls(guest, host, phones):
     guest("peer").check_output("systemctl stop stub-pbx")
     try:
@@ -175,6 +177,7 @@ def test_no_pbx_means_503_and_a_pbx_that_comes_back_gets_calls(guest, host, phon
         leg.finish()
 
 
+@pytest.mark.outage
 def test_without_the_database_nobody_new_is_let_in_and_the_others_go_on(guest, phones, trunk):
     phones[0].register()
     with phones[1].call("600", seconds=25) as going_on:
@@ -195,6 +198,7 @@ def test_without_the_database_nobody_new_is_let_in_and_the_others_go_on(guest, p
     phones[0].unregister()
 
 
+@pytest.mark.outage
 def test_a_killed_proxy_knows_its_phones_again(host, phones):
     """Bindings are read from PostgreSQL at start; systemd starts what died."""
     phones[0].register()
@@ -205,6 +209,7 @@ def test_a_killed_proxy_knows_its_phones_again(host, phones):
     phones[0].unregister()
 
 
+@pytest.mark.outage
 def test_a_new_certificate_is_taken_without_a_restart_and_one_of_a_foreign_ca_is_refused_by_the_phone(host, phones):
     phone = dataclasses.replace(phones[0], transport="tls")
     pid = host.check_output("systemctl show --value --property MainPID kamailio")

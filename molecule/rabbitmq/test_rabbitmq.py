@@ -176,6 +176,7 @@ def test_a_cdr_that_is_given_back_again_and_again_is_kept():
         assert bodies(channel) == [body]
 
 
+@pytest.mark.outage
 def test_what_was_confirmed_survives_a_crash(host):
     body = uuid.uuid4().hex
     with logged_in("cdr_publisher") as channel:

@@ -110,6 +110,7 @@ def test_full_memory_is_an_error_and_evicts_nothing(client):
     assert kept == answers.count("+OK")
 
 
+@pytest.mark.outage
 def test_what_was_written_survives_a_crash(host, client):
     value = uuid.uuid4().hex
     client("AUTH", PASSWORDS["default"])

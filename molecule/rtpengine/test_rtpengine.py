@@ -203,6 +203,7 @@ def test_a_released_session_leaves_nothing(host, call):
     assert table(host) == {}
 
 
+@pytest.mark.outage
 @pytest.mark.parametrize("command", ["kill --signal=KILL", "restart"])
 def test_a_session_survives_the_daemon(host, command):
     """Away in the middle of a call, it takes the session up again from Redis, and the kernel forwards again."""
@@ -230,6 +231,7 @@ def test_a_session_survives_the_daemon(host, command):
         assert count["received"] >= count["sent"] - GAP * 50, end
 
 
+@pytest.mark.outage
 def test_without_redis_it_starts_and_there_are_calls(host, guest):
     guest("redis-1").check_output("systemctl stop redis-server")
     try:
@@ -242,6 +244,7 @@ def test_without_redis_it_starts_and_there_are_calls(host, guest):
         guest("redis-1").check_output("systemctl start redis-server")
 
 
+@pytest.mark.outage
 def test_a_redis_that_hangs_delays_one_call(guest):
     """Twice, since the first finds out: the second one is not delayed."""
     pid = guest("redis-1").check_output("systemctl show --value --property=MainPID redis-server")

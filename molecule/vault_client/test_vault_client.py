@@ -106,6 +106,7 @@ def test_a_file_that_somebody_removed_comes_back(host):
     assert host.file(ONE).group == "daemon"
 
 
+@pytest.mark.outage
 def test_its_certificate_is_of_the_intermediate_ca_and_made_anew_only_when_nobody_has_it(host, root):
     was, before = content(host, THREE), pids(host)
     key, rest = was.split("-----END EC PRIVATE KEY-----")
@@ -132,6 +133,7 @@ def test_its_certificate_is_of_the_intermediate_ca_and_made_anew_only_when_nobod
     assert pids(host)[:2] == before[:2]
 
 
+@pytest.mark.outage
 def test_the_files_survive_a_restart_without_vault(host, guest, root, keys):
     was = content(host, ONE), content(host, TWO)
     before = pids(host)

@@ -23,6 +23,7 @@ from voip_stack.inventory import Machine
 from voip_stack.vms import ssh, store
 
 SCENARIOS = paths.REPOSITORY / "molecule"
+REBOOTED = "rebooted"  # this file says that a scenario's guest was: what comes back from an outage is not tested again
 _LOOK = 60.0  # seconds for one look at a guest that may be in trouble
 
 
@@ -80,6 +81,7 @@ def create(scenario: str) -> None:
     made = guests.create(scenario, asked, ui.say)
     inventory = {"all": {"hosts": {name: reach(machine) for name, machine in made.items()}}}
     store.write(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory", "guests.json"), json.dumps(inventory))
+    Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], REBOOTED).unlink(missing_ok=True)
 
 
 def variables(scenario: str) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def main() -> None:
             guests.claim(scenario)
         case ["reboot"]:
             guests.reboot(scenario, wanted(Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "hosts.yml"))[0])
+            Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], REBOOTED).touch()
         case ["destroy"]:
             guests.destroy(scenario, ui.say)
         case ["login", machine]:
