@@ -80,7 +80,8 @@ def integration(session: nox.Session) -> None:
     junit.mkdir(exist_ok=True)
     args = session.posargs or suites
     session.run("invoke", "up")
-    session.run("pytest", "--timeout=1800", f"--junit-xml={junit / 'integration.xml'}", *args, env=dict(os.environ))
+    report = ["--durations=12", f"--junit-xml={junit / 'integration.xml'}"]
+    session.run("pytest", "--timeout=1800", *report, *args, env=dict(os.environ))
 
 
 @nox.session(default=False)

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from voip_stack import secrets, settings, vault
+from voip_stack.errors import VoipError
 
 _LIFE = timedelta(hours=secrets.CERTIFICATE_HOURS)
 _CA_LIFE = timedelta(days=3650)
@@ -28,7 +29,10 @@ def directory() -> Path:
 
 def get(name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) -> str:
     """PEM: the key, the certificate of `name`, of `others` and of `addresses`, and its CA's. Made anew at two thirds of
-    its life, or when it is of other names; RFC 5922 has which names a SIP server's certificate is of."""
+    its life, or when it is of other names; RFC 5922 has which names a SIP server's certificate is of.
+
+    Raises VoipError.
+    """
     directory().mkdir(parents=True, exist_ok=True, mode=0o700)
     file = directory() / f"{name}.pem"
     with (directory() / ".lock").open("w") as lock:
@@ -94,8 +98,15 @@ def _first(pem: str) -> x509.Certificate:
     return x509.load_pem_x509_certificate(pem.encode())
 
 
+def _read(file: Path) -> x509.Certificate:
+    try:
+        return _first(file.read_text())
+    except ValueError:
+        raise VoipError(f"{file} holds no certificate", f"rm {file}; ./voip provision makes another") from None
+
+
 def _good(file: Path, ca: x509.Certificate, alternatives: x509.SubjectAlternativeName) -> bool:
-    there = _first(file.read_text())
+    there = _read(file)
     names = there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     left = there.not_valid_after_utc - datetime.now(UTC)
     return left > _LIFE / 3 and names == alternatives and _pem(ca) in file.read_text()
@@ -105,7 +116,7 @@ def _ca() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """The CA, made when it is not there or near its end."""
     file, key_file = directory() / "ca.pem", directory() / "ca.key"
     if file.exists() and key_file.exists():
-        ca = _first(file.read_text())
+        ca = _read(file)
         key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
         if isinstance(key, ec.EllipticCurvePrivateKey) and ca.not_valid_after_utc - datetime.now(UTC) > _LIFE:
             return ca, key

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from voip_stack import certificates, settings
+from voip_stack.errors import VoipError
 
 NAME, DOMAIN, ADDRESS = "sip-1.voip.local", "voip.local", "192.0.2.10"
 
@@ -62,6 +63,14 @@ def test_it_is_made_anew_at_two_thirds_of_its_life(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(certificates, "datetime", Later)
     assert (certificates.get(NAME) == made) == same
+
+
+@pytest.mark.usefixtures("directory")
+def test_a_file_that_holds_none_is_named() -> None:
+    certificates.get(NAME)
+    (certificates.directory() / f"{NAME}.pem").write_text("mine\n")
+    with pytest.raises(VoipError, match=rf"{NAME}\.pem holds no certificate"):
+        certificates.get(NAME)
 
 
 def test_the_agent_asks_for_the_same_names() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 
 from voip_stack import certificates
+from voip_stack.errors import VoipError
 
 DOCUMENTATION = """
 name: voip_certificate
@@ -32,7 +34,7 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible's plugins have 
     """See DOCUMENTATION."""
 
     def run(self, terms: Sequence[str], variables: dict[str, Any] | None = None, **options: Any) -> list[str]:
-        """The PEM. Raises OSError when it can't be kept."""
+        """The PEM. Raises AnsibleError, which says what to do."""
         self.set_options(var_options=variables, direct=options)
         role, name, *others = map(str, terms)
         addresses = [str(address) for address in self.get_option("addresses")]
@@ -40,4 +42,7 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible's plugins have 
         plain = self._templar.template if self._templar else str
         if plain(known["voip_secrets_provider"]) == "vault":
             return [certificates.reference(role, name, others, addresses)]
-        return [certificates.get(name, others, addresses)]
+        try:
+            return [certificates.get(name, others, addresses)]
+        except VoipError as error:
+            raise AnsibleError(f"{error.message}; {error.hint}") from None
