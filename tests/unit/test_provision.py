@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +47,31 @@ def test_a_new_secret_makes_machines_stale(tmp_path: Path, monkeypatch: pytest.M
     finally:
         monkeypatch.undo()
         provision.settings.load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, ["mkdir"]),
+        ({"only_tags": "rtpengine"}, []),
+        ({"extra_vars": ["rtpengine_table=-1"]}, ["rm"]),
+        ({"extra_vars": ["rtpengine_table=-1"], "check": True}, []),
+    ],
+)
+def test_a_run_with_variables_of_its_own_leaves_machines_stale(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], told: list[str]
+) -> None:
+    said: list[str] = []
+
+    def on_each(machines: Sequence[inventory.Machine], command: Callable[[inventory.Machine], str]) -> dict[str, str]:
+        said.append(command(machines[0]).split()[0])
+        return {}
+
+    monkeypatch.setattr(provision, "_on_each", on_each)
+    monkeypatch.setattr(provision, "_digest", lambda machine: f"today-{machine.name}")
+    monkeypatch.setattr(provision.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    for module, name in ((provision.vms, "require_running"), (provision.packages.proxy, "start")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(provision.packages, "ensure", lambda *_: None)
+    provision.run(**options)
+    assert said == told
