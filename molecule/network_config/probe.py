@@ -11,6 +11,9 @@ import select
 import socket
 import sys
 import time
+from pathlib import Path
+
+READY = "/run/listeners"  # all ports are served from then on
 
 
 def split(word):
@@ -33,6 +36,7 @@ def listen(words):
         if kind == socket.SOCK_STREAM:
             server.listen()
         sockets.append(server)
+    Path(READY).touch()
     while True:
         for server in select.select(sockets, [], [])[0]:
             if server.type == socket.SOCK_STREAM:

@@ -8,6 +8,7 @@ import pytest
 from guests import inventory_of
 
 from voip_stack import inventory, lab
+from voip_stack.deadline import Deadline
 
 PROBE = Path(__file__).with_name("probe.py").read_text()
 KINDS = {"edge": ("sip", "infra"), "core": ("media", "pbx")}
@@ -45,6 +46,7 @@ def listening(guest):
         unit = guest(name).run("systemctl is-active listeners")
         if unit.rc != 0:
             guest(name).check_output("systemd-run --unit=listeners python3 -c %s listen " + " ".join(PORTS), PROBE)
+        assert Deadline(60).wait(lambda name=name: guest(name).run("test -e /run/listeners").rc == 0, every=1), name
 
 
 @pytest.fixture(scope="module")
