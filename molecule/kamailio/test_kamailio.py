@@ -142,7 +142,6 @@ def test_nothing_is_left_of_the_calls(host):
     assert gone.wait(lambda: "all: 0" in host.check_output("kamcmd dlg.stats_active"), every=1)
 
 
-@pytest.mark.outage
 def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones):
     guesser = dataclasses.replace(phones[1], password="wrong", address=STACK.phones[3])
     for _ in range(4):
@@ -209,7 +208,6 @@ def test_a_killed_proxy_knows_its_phones_again(host, phones):
     phones[0].unregister()
 
 
-@pytest.mark.outage
 def test_a_new_certificate_is_taken_without_a_restart_and_one_of_a_foreign_ca_is_refused_by_the_phone(host, phones):
     phone = dataclasses.replace(phones[0], transport="tls")
     pid = host.check_output("systemctl show --value --property MainPID kamailio")

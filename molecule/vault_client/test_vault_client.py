@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from guests import inventory_of
 
 from voip_stack import infra, settings, vault
@@ -109,9 +110,8 @@ def test_a_file_that_somebody_removed_comes_back(host):
 @pytest.mark.outage
 def test_its_certificate_is_of_the_intermediate_ca_and_made_anew_only_when_nobody_has_it(host, root):
     was, before = content(host, THREE), pids(host)
-    key, rest = was.split("-----END EC PRIVATE KEY-----")
-    assert key.startswith("-----BEGIN EC PRIVATE KEY-----")
-    there, ca = x509.load_pem_x509_certificates(rest.encode())
+    there, ca = x509.load_pem_x509_certificates(was.encode())
+    assert load_pem_private_key(was.encode(), password=None).public_key() == there.public_key()
     assert ca == x509.load_pem_x509_certificate(root.ask("GET", "pki_int/cert/ca")["data"]["certificate"].encode())
     there.verify_directly_issued_by(ca)
     names = there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import ipaddress
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from voip_stack import secrets, settings, vault
+from voip_stack import inventory, secrets, settings, vault
 from voip_stack.errors import VoipError
 
 _LIFE = timedelta(hours=secrets.CERTIFICATE_HOURS)
@@ -33,10 +32,8 @@ def get(name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) ->
 
     Raises VoipError.
     """
-    directory().mkdir(parents=True, exist_ok=True, mode=0o700)
     file = directory() / f"{name}.pem"
-    with (directory() / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone():
         alternatives = x509.SubjectAlternativeName(
             [
                 *(x509.DNSName(n) for n in (name, *others)),
@@ -56,7 +53,7 @@ def get(name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) ->
                 .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
                 .sign(ca_key, hashes.SHA256())
             )
-            _write(file, _pem(key) + _pem(made) + _pem(ca))
+            secrets.keep(file, _pem(key) + _pem(made) + _pem(ca))
         return file.read_text().strip()
 
 
@@ -73,43 +70,61 @@ def reference(role: str, name: str, others: Sequence[str] = (), addresses: Seque
 def authority() -> str:
     """PEM of the CA that phones have to trust. Raises VoipError."""
     if settings.load().secrets == "file":
-        directory().mkdir(parents=True, exist_ok=True, mode=0o700)
-        return _pem(_ca()[0])
+        with _alone():
+            return _pem(_ca()[0])
     return str(vault.current().ask("GET", "pki/cert/ca")["data"]["certificate"]).strip() + "\n"
 
 
 def ends() -> dict[str, datetime]:
-    """The ends of those in use, by their common names. Raises VoipError."""
-    if settings.load().secrets == "file":
-        texts = [file.read_text() for file in directory().glob("*.pem")]
-    else:
-        server = vault.current()
-        listed = server.find("pki_int/certs?list=true") or {"data": {"keys": []}}
-        texts = [
-            server.ask("GET", f"pki_int/cert/{serial}")["data"]["certificate"] for serial in listed["data"]["keys"]
-        ]
+    """The ends of our machines' newest ones and of their CAs, by common name. Raises VoipError."""
+    stack = inventory.load()
+    ours = [f"{machine}.{stack.domain}" for machine in stack.machines]
     found: dict[str, datetime] = {}
-    for made in sorted(map(_first, texts), key=lambda made: made.not_valid_after_utc):
-        found[str(made.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)] = made.not_valid_after_utc
+    if settings.load().secrets == "file":
+        for file in (directory() / f"{name}.pem" for name in ["ca", *ours]):
+            if file.exists():
+                made = _read(file)
+                found[_name(made)] = made.not_valid_after_utc
+        return found
+    server = vault.current()
+    listed = server.find("pki_int/certs?list=true") or {"data": {"keys": []}}
+    for path in ("pki/cert/ca", "pki_int/cert/ca", *(f"pki_int/cert/{serial}" for serial in listed["data"]["keys"])):
+        answer = server.find(path)
+        if answer is None:
+            continue
+        made = x509.load_pem_x509_certificate(answer["data"]["certificate"].encode())
+        name = _name(made)
+        if path.endswith("/ca") or name in ours:  # a devstack-core has others' there, too
+            found[name] = max(made.not_valid_after_utc, found.get(name, made.not_valid_after_utc))
     return found
 
 
-def _first(pem: str) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(pem.encode())
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Nobody else makes a CA or a certificate meanwhile: Ansible asks for each machine in a process of its own."""
+    directory().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _name(certificate: x509.Certificate) -> str:
+    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
 
 
 def _read(file: Path) -> x509.Certificate:
     try:
-        return _first(file.read_text())
+        return x509.load_pem_x509_certificate(file.read_bytes())
     except ValueError:
         raise VoipError(f"{file} holds no certificate", f"rm {file}; ./voip provision makes another") from None
 
 
 def _good(file: Path, ca: x509.Certificate, alternatives: x509.SubjectAlternativeName) -> bool:
     there = _read(file)
-    names = there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     left = there.not_valid_after_utc - datetime.now(UTC)
-    return left > _LIFE / 3 and names == alternatives and _pem(ca) in file.read_text()
+    if left <= _LIFE / 3 or _pem(ca) not in file.read_text():
+        return False
+    return there.extensions.get_extension_for_class(x509.SubjectAlternativeName).value == alternatives
 
 
 def _ca() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -129,8 +144,8 @@ def _ca() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write(key_file, _pem(key))
-    _write(file, _pem(ca))
+    secrets.keep(key_file, _pem(key))
+    secrets.keep(file, _pem(ca))
     return ca, key
 
 
@@ -150,10 +165,3 @@ def _pem(what: x509.Certificate | ec.EllipticCurvePrivateKey) -> str:
         return what.public_bytes(serialization.Encoding.PEM).decode()
     form = serialization.PrivateFormat.PKCS8
     return what.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
-
-
-def _write(file: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as new:
-        os.fchmod(new.fileno(), 0o600)
-        new.write(text)
-    Path(new.name).replace(file)

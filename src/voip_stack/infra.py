@@ -131,7 +131,7 @@ def ours(server: Vault, addresses: Addresses, domain: str) -> Iterator[Step]:
             pki: dict[str, Any] = {
                 "allowed_domains": [domain],
                 "allow_subdomains": True,
-                "allow_bare_domains": bool(allowed["domain"]),
+                "allow_bare_domains": allowed["domain"],
                 "allow_ip_sans": True,
                 "key_type": "ec",
                 "key_bits": 256,

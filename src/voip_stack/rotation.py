@@ -124,7 +124,7 @@ def status() -> list[tuple[str, str, str]]:
             file = settings.load().secrets_dir / name
             age = _age(datetime.fromtimestamp(file.stat().st_mtime, UTC)) if file.exists() else "not made yet"
             rows.append((name, str(file), age))
-        return rows + _certificates("of this computer's CA")
+        return rows + _certificates("this computer's CA")
     server = vault.current()
     rows = [("Vault", server.url, _state(server))]
     versions = {path: server.find(f"secret/metadata/{path}") for path in components()}
@@ -132,7 +132,7 @@ def status() -> list[tuple[str, str, str]]:
         found = versions[secret.path]
         made = _age(_time(found["data"]["updated_time"])) if found else "not made yet"
         rows.append((secret.name, f"secret/{secret.path}: {secret.field}", made))
-    rows += _certificates("of pki_int, or its CA")
+    rows += _certificates("pki, pki_int")
     for name in secrets.classes():
         rows += [(f"login of {machine}", f"AppRole {name}-vm-role", end) for machine, end in _logins(server, name)]
     return rows

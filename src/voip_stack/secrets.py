@@ -91,9 +91,13 @@ def put(name: str, value: str) -> None:
         server = vault.current()
         server.ask("POST", f"secret/data/{secret.path}", {"data": server.kv(secret.path) | {secret.field: value}})
         return
-    file = settings.load().secrets_dir / name
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{name}.", delete=False) as new:
-        new.write(value + "\n")
+    keep(settings.load().secrets_dir / name, value + "\n")
+
+
+def keep(file: Path, text: str) -> None:
+    """Write `file`, mode 0600, whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as new:
+        new.write(text)
     Path(new.name).replace(file)
 
 

@@ -80,8 +80,6 @@ class Leg:
             tempfile.mkdtemp(prefix=f"{time.strftime('%H%M%S')}-{who.replace(' ', '-')}-{scenario}-", dir=traces)
         )
         (self.directory / "tone.al").write_bytes(audio.tone(tone_hz))
-        # Credentials go by file, not by argument: any user of the computer sees arguments.
-        (self.directory / "fields.csv").write_text("SEQUENTIAL\n" + ";".join(fields) + "\n")
         self._home = lab.current().inside if inside else lab.current().outside
         self._tunnel: subprocess.Popen[str] | None = None
         to = f"{proxy}:{_SIP_PORT}"
@@ -89,6 +87,8 @@ class Leg:
             (self.directory / "ca.pem").write_text(ca)
             self._open_tunnel(str(address))
             to = f"{address}:{_TUNNEL_PORT}"
+        # Credentials go by file, not by argument: any user of the computer sees arguments.
+        (self.directory / "fields.csv").write_text("SEQUENTIAL\n" + ";".join(fields) + "\n")
         argv = [
             "sipp",
             to,
