@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -78,3 +79,26 @@ def test_the_agent_asks_for_the_same_names() -> None:
         "{{ with pkiCert `pki_int/issue/kamailio-role` `common_name=sip-1.voip.local` `alt_names=voip.local`"
         " `ip_sans=192.0.2.10` `ttl=2160h` }}{{ .Key }}\n{{ .Cert }}\n{{ .CA }}{{ end }}"
     )
+
+
+@pytest.mark.usefixtures("directory")
+def test_the_newest_of_our_machines_and_the_cas_are_listed_and_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(certificates, "_LIFE", timedelta(hours=9))
+        first, other = certificates.get(NAME), certificates.get("theirs.example.com")
+    (certificates.directory() / f"{NAME}.pem").unlink()
+    second, ca = certificates.get(NAME), certificates.authority()
+    kept = {"pki/cert/ca": ca, "pki_int/cert/2": second, "pki_int/cert/1": first, "pki_int/cert/3": other}
+
+    class Server:
+        def find(self, path: str) -> dict[str, Any] | None:
+            if path == "pki_int/certs?list=true":
+                return {"data": {"keys": ["2", "1", "3"]}}
+            return {"data": {"certificate": kept[path]}} if path in kept else None
+
+    monkeypatch.setenv("VOIP_SECRETS", "vault")
+    settings.load.cache_clear()
+    monkeypatch.setattr(certificates.vault, "current", Server)
+    found = certificates.ends()
+    assert set(found) == {NAME, "voip-stack CA of this computer"}
+    assert found[NAME] == x509.load_pem_x509_certificate(second.encode()).not_valid_after_utc
