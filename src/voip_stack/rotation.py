@@ -42,20 +42,20 @@ def rotate(component: str, tell: Tell) -> None:
     """Give `component` (or all) new secrets while the stack runs.
 
     First the server learns the new password, then the store; then it reaches the files of who logs in, whose
-    connections go on meanwhile. Another rotation, or `provision`, mends one that was cut short.
+    connections go on meanwhile. Redis forgets the old one last: RTPEngine is told by a restart, after which it knows
+    the calls that are there. Another rotation, or `provision`, mends one that was cut short.
 
     Raises VoipError.
     """
     chosen = _select(component)
     stack = inventory.load()
     vms.require_running(list(stack.machines.values()))
-    for secret in chosen:
-        secrets.get(secret.name)  # the store answers: else nothing is begun
+    old = {secret.name: secrets.get(secret.name) for secret in chosen}  # the store answers: else nothing is begun
     new = {secret.name: secrets.generate() for secret in chosen}
     servers = [server for server in _SERVERS if any(name.startswith(f"{server}_") for name in new)]
     if servers:
         tell(f"new passwords in {', '.join(servers)}")
-        _tell_servers(servers, new)
+        _tell_servers(servers, new | {f"{name}_before": value for name, value in old.items()})
     tell(f"new secrets in {'Vault' if settings.load().secrets == 'vault' else settings.load().secrets_dir}")
     for name, value in new.items():
         secrets.put(name, value)
@@ -65,10 +65,13 @@ def rotate(component: str, tell: Tell) -> None:
             provision.run(only_tags=",".join(sorted(roles)))
     tell("waiting for the files of who logs in")
     _await_delivery(chosen, new)
+    if "redis" in servers and not stack.devstack:
+        tell("the old password of redis is worth nothing any more")
+        provision.run(limit="infra", only_tags="redis")
 
 
 def _tell_servers(servers: Sequence[str], new: dict[str, str]) -> None:
-    """Make the new passwords valid in the servers that know them."""
+    """Make the new passwords (`new`, by name) valid in the servers that know them."""
     if inventory.load().devstack:
         for _ in infra.make(layout.plan(layout.render(new))):
             pass
