@@ -54,10 +54,10 @@ def main() -> None:
                     channel = broker.channel()
                     channel.confirm_delivery()
                     logging.info("PostgreSQL and RabbitMQ are there")
-                    wait = 1
                     while True:
                         while publish(database, channel):
                             pass
+                        wait = 1
                         broker.process_data_events(time_limit=1)  # a pause, in which heartbeats are answered
         except AWAY as error:
             said = str(error).strip() if isinstance(error, psycopg.Error) else f"{broker_name}: {error!r}"
