@@ -11,13 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from voip_stack import database, inventory, secrets, vms
-from voip_stack.errors import VoipError
+from voip_stack.errors import VmError, VoipError
 
 COLUMNS = (
     *("start", "answer", "end", "clid", "src", "dst", "dcontext", "channel", "dstchannel", "lastapp", "lastdata"),
     *("duration", "billsec", "disposition", "amaflags", "accountcode", "peeraccount"),
     *("uniqueid", "linkedid", "userfield", "sequence"),
 )
+_NO_SSH = 255  # ssh's own exit code
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 # Runs on the PBX, which RabbitMQ lets in and which has the client of the role cdr. A queue of its own, gone with the
@@ -81,9 +82,10 @@ def login() -> str:
 def follow() -> Iterator[dict[str, Any]]:
     """The events of CDRs (docs/cdr-event.schema.json), each as it comes, until the caller stops.
 
-    Raises VoipError when RabbitMQ can't be reached or goes away.
+    Raises VmError when the PBX can't be reached, VoipError when RabbitMQ can't or goes away.
     """
-    command = vms.ssh_argv(inventory.load().group("pbx")[0].name, "python3", "-c", _FOLLOW)
+    pbx = inventory.load().group("pbx")[0].name
+    command = vms.ssh_argv(pbx, "python3", "-c", _FOLLOW)
     who = login()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -93,6 +95,9 @@ def follow() -> Iterator[dict[str, Any]]:
             process.stdin.write(f"{who} cdr.tail.{uuid.uuid4()}\n")  # by standard input: no process list shows it
             process.stdin.flush()
             yield from map(json.loads, process.stdout)
-            raise VoipError("RabbitMQ tells of no more events", "./voip provision", process.stderr.read())
+            said = process.stderr.read()
+            if process.wait() == _NO_SSH:
+                raise VmError(f"{pbx} can't be reached", "./voip vms.status", said)
+            raise VoipError(f"RabbitMQ ({who.rpartition('@')[2]}) tells of no more events", "./voip status", said)
         finally:
             process.terminate()

@@ -11,7 +11,7 @@ from voip_stack.errors import HostError, VmError, VoipError
 
 _SECONDS = 60  # for one script
 _OPTIONS = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1")
-_UNREACHABLE = {"ssh": 255, "psql": 2}  # their own exit codes
+_NO_SSH, _NO_SERVER = 255, 2  # exit codes of ssh and of psql: not reached
 
 
 def quoted(text: str) -> str:
@@ -40,10 +40,10 @@ def run(script: str) -> str:
     name, address = inventory.load().infra()
     outside = inventory.load().devstack is not None
     if outside:
-        tool, hint = "psql", "./voip infra.check"
+        hint = "./voip infra.check"
         argv, environment = _psql()
     else:
-        tool, hint = "ssh", "./voip vms.status"
+        hint = "./voip status"
         argv = vms.ssh_argv(name, *("sudo", "-u", "postgres", "psql"), *_OPTIONS)
         environment = dict(os.environ)
     where = f"PostgreSQL on {name} ({address})"
@@ -53,7 +53,7 @@ def run(script: str) -> str:
         )
     except subprocess.TimeoutExpired:
         raise VmError(f"{where} does not answer within {_SECONDS} s", hint) from None
-    if done.returncode == _UNREACHABLE[tool]:
+    if done.returncode in (_NO_SSH, _NO_SERVER):
         raise VmError(f"{where} can't be reached", hint, done.stderr)
     if done.returncode != 0:
         raise VoipError(

@@ -133,6 +133,7 @@ def ours(server: Vault, addresses: Addresses, domain: str) -> Iterator[Step]:
                 "allow_subdomains": True,
                 "allow_bare_domains": allowed["domain"],
                 "allow_ip_sans": True,
+                "allow_wildcard_certificates": False,
                 "key_type": "ec",
                 "key_bits": 256,
                 "max_ttl": secrets.CERTIFICATE_HOURS * _HOUR,
@@ -171,9 +172,12 @@ def removal(server: Vault) -> Iterator[Step]:
 
 
 def _remove_secret(server: Vault, path: str, rest: Mapping[str, str]) -> None:
-    server.ask("DELETE", f"secret/metadata/{path}")  # with all its versions
+    """Leave `rest` there, and nothing of the versions before."""
     if rest:
-        server.ask("POST", f"secret/data/{path}", {"data": dict(rest)})
+        newest = server.ask("POST", f"secret/data/{path}", {"data": dict(rest)})["data"]["version"]
+        server.ask("PUT", f"secret/destroy/{path}", {"versions": list(range(1, newest))})
+    else:
+        server.ask("DELETE", f"secret/metadata/{path}")
 
 
 def login(server: Vault, name: str, machine: str, address: str) -> dict[str, str]:

@@ -78,7 +78,8 @@ def get(name: str) -> str:
         where = str(file)
         value = _kept(file)
     if not _PLAIN.fullmatch(value):
-        raise VoipError(f"{secret.field} in {where} holds more than letters, digits and ._~-", "put another one there")
+        what = "holds more than letters, digits and ._~-" if value else "is empty"
+        raise VoipError(f"{secret.field} in {where} {what}", "put another one there")
     return value
 
 

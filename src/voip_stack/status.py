@@ -81,7 +81,8 @@ _PROBES = {
     "cdr": _Probe(
         "CDRs wait on the PBX",
         """
-        echo "figure $(cat /var/spool/cdr/* 2>/dev/null | wc -l) CDRs wait"
+        spool=$(systemctl show --property=ReadWritePaths --value cdr-spool.service)
+        echo "figure $(cat "$spool"/* 2>/dev/null | wc -l) CDRs wait"
         state=$(systemctl is-active cdr-publisher.service)
         [ "$state" = active ] || echo "fault cdr-publisher.service is $state: events of CDRs wait in PostgreSQL"
         """,

@@ -19,6 +19,7 @@ from voip_stack.inventory import DEVSTACK_PORTS, Machine
 
 _SECONDS = 30  # for one answer: a guest under emulation signs a certificate in some seconds
 _HTTP_NOT_FOUND, _HTTP_FORBIDDEN, _HTTP_UNAVAILABLE, _HTTP_ERRORS = 404, 403, 503, 400
+_HTTP_WRONG_KEY = 400, 500  # what sys/unseal answers to one
 
 
 class VaultError(VoipError):
@@ -76,6 +77,8 @@ class Vault:
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None, wrap: int = 0) -> dict[str, Any]:
         """Vault's answer to one request; `wrap`: the seconds that a wrapping token of it lives. Raises VaultError."""
         where = f"Vault on {self.name} ({self.address}:{self.port})"
+        if self.ca and not self.ca.exists():
+            raise VaultError(f"the CA of {where} is not there ({self.ca})", "restore it from a backup")
         headers = {"X-Vault-Request": "true"}
         headers |= {"X-Vault-Token": self.token} if self.token else {}
         headers |= {"X-Vault-Wrap-TTL": f"{wrap}s"} if wrap else {}
@@ -108,7 +111,7 @@ class Vault:
             return VaultError(
                 f"{where} does not let this token at {path}: {said}", "is the token the right one?", status
             )
-        return VaultError(f"{where}: {path}: {said}", "", status)
+        return VaultError(f"{where}: {path}: {said}", self.start or "./voip status", status)
 
     def find(self, path: str) -> dict[str, Any] | None:
         """The answer to GET `path`, None when nothing is there. Raises VaultError."""
@@ -130,12 +133,17 @@ class Vault:
         if not state["initialized"]:
             return False
         if state["sealed"]:
-            for key in keys.unseal:
-                if not self.ask("PUT", "sys/unseal", {"key": key})["sealed"]:
-                    break
-            else:
+            try:
+                opened = any(not self.ask("PUT", "sys/unseal", {"key": key})["sealed"] for key in keys.unseal)
+                said = "too few"
+            except VaultError as error:
+                if error.status not in _HTTP_WRONG_KEY:
+                    raise
+                opened, said = False, str(error)
+            if not opened:
                 raise VaultError(
-                    f"the keys in {keys.file} do not unseal Vault on {self.name}", "restore that file from a backup"
+                    f"the keys in {keys.file} do not unseal Vault on {self.name}: {said}",
+                    "restore that file from a backup",
                 )
         self._ask_patiently("sys/health", patience)  # an error until raft has elected it
         return bool(state["sealed"])

@@ -123,9 +123,9 @@ def test_unsealed_is_when_it_serves(server: Callable[[Answers], Vault], keys: Ke
         server({"GET sys/seal-status": (200, state), "GET sys/health": (500, waiting)}).unseal(keys, 0)
 
 
-def test_keys_of_another_vault_are_named(server: Callable[[Answers], Vault], keys: Keys) -> None:
-    sealed = {"sealed": True, "initialized": True}
-    there = server({"GET sys/seal-status": (200, sealed), "PUT sys/unseal": (200, sealed)})
+@pytest.mark.parametrize("answer", [(200, {"sealed": True}), (400, {"errors": ["invalid key"]}), (500, {"errors": []})])
+def test_keys_of_another_vault_are_named(server: Callable[[Answers], Vault], keys: Keys, answer: Any) -> None:
+    there = server({"GET sys/seal-status": (200, {"sealed": True, "initialized": True}), "PUT sys/unseal": answer})
     with pytest.raises(VaultError, match=f"{keys.file} do not unseal Vault on infra-1"):
         there.unseal(keys, 0)
 
