@@ -4,9 +4,12 @@ import itertools
 import time
 from collections.abc import Callable
 
-from voip_stack import calls
+import pytest
+
+from voip_stack import calls, inventory, vault
 from voip_stack.calls import audio, probes
 from voip_stack.calls.phone import Phone
+from voip_stack.calls.sipp import Refused
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
 
@@ -49,13 +52,43 @@ def test_sound_goes_on_when_rtpengine_was_killed(
         assert audio.level(recording.heard(listener.address, back, back + 5), speaker.tone_hz) > -20
 
 
-def test_without_redis_calls_are_as_good_as_with_it(phones: list[Phone], ssh: Callable[..., str]) -> None:
-    ssh("infra-1", "systemctl", "stop", "redis-server")
+def test_a_call_goes_on_while_every_service_is_away_and_its_cdr_comes_later(
+    stack: inventory.Inventory, phones: list[Phone], ssh: Callable[..., str]
+) -> None:
+    caller, callee, another = phones
+    infra = stack.group("infra")[0]
+    before = len(probes.cdrs(caller.number, callee.number))
+    with calls.Capture() as capture, callee.answer() as answering, caller.call(callee.number, seconds=300) as calling:
+        calling.wait_for("answered")
+        try:
+            ssh(infra.name, "systemctl", "stop", "rabbitmq-server", "redis-server", "vault")
+            with another.call("600", seconds=4) as echo:
+                echo.finish()
+            ssh(infra.name, "systemctl", "stop", "postgresql@17-main")
+            with another.call("600") as refused, pytest.raises(Refused) as caught:
+                refused.finish()
+            away = time.time()
+            time.sleep(3)
+            ssh("pbx-1", "asterisk", "-rx", "channel request hangup all")
+            calling.finish()
+            answering.finish()
+        finally:
+            ssh(infra.name, "systemctl", "start", "postgresql@17-main", "redis-server", "vault")
+            ssh(infra.name, "systemctl", "start", "--no-block", "rabbitmq-server")
+            vault.unseal_machine(infra)
+    assert (caught.value.status, caught.value.response.header("Retry-After")) == (503, "10")
+    recording = capture.recording()
+    for speaker, listener in ((caller, callee), (callee, caller)):
+        assert audio.level(recording.heard(listener.address, away, away + 3), speaker.tone_hz) > -20
+    assert Deadline(90).wait(lambda: len(probes.cdrs(caller.number, callee.number)) == before + 1, every=2)
+    assert Deadline(30).wait(lambda: registers(another), every=2), "phones are not let in again"
+    active = "systemctl", "is-active", "rabbitmq-server"
+    assert Deadline(180).wait(lambda: ssh(infra.name, *active, check=False).strip() == "active", every=2)
+
+
+def registers(phone: Phone) -> bool:
     try:
-        with calls.Capture() as capture, phones[1].answer() as callee, phones[0].call(phones[1].number, 8) as caller:
-            caller.finish()
-            callee.finish()
-    finally:
-        ssh("infra-1", "systemctl", "start", "redis-server")
-    for speaker, listener in ((phones[0], phones[1]), (phones[1], phones[0])):
-        assert capture.level_of(listener, speaker.tone_hz) > -20
+        phone.register()
+    except Refused:
+        return False
+    return True

@@ -3,68 +3,132 @@
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from voip_stack import calls, inventory, paths, rotation, secrets, settings, vault, vms
 from voip_stack.calls.phone import Phone
 from voip_stack.deadline import Deadline
+from voip_stack.errors import CallError
 
 FILES = {
     "sip-1": ("/etc/kamailio/secrets.cfg",),
     "media-1": ("/etc/rtpengine/secrets.env",),
     "pbx-1": ("/etc/asterisk/secret_manager.conf", "/etc/cdr/publisher/rabbitmq"),
 }
-# Whether PostgreSQL lets the login cdr in with the password on standard input.
+# Who of PostgreSQL, RabbitMQ, Redis and the AMI lets in with the passwords on standard input, one a line.
 LOG_IN = """
-import psycopg, sys
-try:
-    psycopg.connect(host=sys.argv[1], dbname="cdr", user="cdr", password=input()).close()
-except psycopg.OperationalError as error:
-    sys.exit("password authentication failed" not in str(error) or 3)
+import pika, psycopg, socket, sys
+
+address = sys.argv[1]
+
+def ask(host, port, what):
+    with socket.create_connection((host, port), timeout=30) as s:
+        s.sendall(what.encode())
+        said = s.makefile("r", newline="\\n")
+        return [said.readline() for _ in range(1 if port == 6379 else 2)][-1]
+
+def postgresql(password):
+    try:
+        psycopg.connect(host=address, dbname="cdr", user="cdr", password=password).close()
+    except psycopg.OperationalError as error:
+        return "password authentication failed" not in str(error)  # what else goes wrong is not a refusal
+    return True
+
+def rabbitmq(password):
+    try:
+        pika.BlockingConnection(pika.URLParameters(f"amqp://cdr_reader:{password}@{address}/voip")).close()
+    except pika.exceptions.AMQPConnectionError as error:
+        return "ACCESS_REFUSED" not in repr(error)
+    return True
+
+def redis(password):
+    return not ask(address, 6379, f"AUTH rtpengine {password}\\r\\n").startswith("-WRONGPASS")
+
+def ami(password):
+    login = f"Action: Login\\r\\nUsername: voip\\r\\nSecret: {password}\\r\\n\\r\\n"
+    return "Error" not in ask("127.0.0.1", 5038, login)
+
+for server in (postgresql, rabbitmq, redis, ami):
+    if server(input()):
+        print(server.__name__)
 """
+SERVERS = {
+    "postgresql": "postgresql_password_cdr",
+    "rabbitmq": "rabbitmq_password_cdr_reader",
+    "redis": "redis_password_rtpengine",
+    "ami": "asterisk_ami_secret",
+}
 
 pytestmark = pytest.mark.skipif(settings.load().secrets == "file", reason="VOIP_SECRETS=file: there is no Vault")
 
 
 def test_a_file_that_was_removed_comes_back_from_vault(ssh: Callable[..., str]) -> None:
+    before = {machine: ssh(machine, "cat", *files) for machine, files in FILES.items()}
     for machine, files in FILES.items():
-        before = ssh(machine, "cat", *files)
         ssh(machine, "rm", *files)
+    for machine, files in FILES.items():
         back = Deadline(90).wait(
             lambda m=machine, f=files: len(ssh(m, "ls", *f, check=False).split()) == len(f), every=2
         )
         assert back, f"{files} on {machine} did not come back"
-        assert ssh(machine, "cat", *files) == before
+    assert {machine: ssh(machine, "cat", *files) for machine, files in FILES.items()} == before
 
 
-def test_passwords_are_renewed_during_a_call(
-    phones: list[Phone], record_property: Callable[[str, object], None]
+def let_in(values: dict[str, str]) -> list[str]:
+    """The servers that let in who has these secrets."""
+    address = str(inventory.load().group("infra")[0].internal)
+    passwords = "".join(f"{values[name]}\n" for name in SERVERS.values())
+    argv = vms.ssh_argv("pbx-1", "python3", "-c", LOG_IN, address)
+    done = subprocess.run(argv, input=passwords, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhile(
+    phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]
 ) -> None:
-    stack = inventory.load()
     old = {name: secrets.get(name) for name in secrets.catalogue()}
+    caller, callee, another = phones
+    nine = replace(another, sip_port=5070, media_port=7000)
     with (
         calls.Capture() as capture,
-        phones[1].answer() as callee,
-        phones[0].call(phones[1].number, seconds=180) as caller,
+        callee.answer(seconds=600) as answering,
+        caller.call(callee.number, seconds=600) as calling,
+        nine.call("600", seconds=600, count=9, at_once=9) as others,
     ):
-        caller.wait_for("answered")
-        begin = time.monotonic()
-        rotation.rotate("all", lambda _: None)
-        record_property("rotation of all secrets", f"{time.monotonic() - begin:.0f} s")
-        with phones[2].call("600", seconds=5) as another:  # the echo
-            another.finish()
-        caller.finish()
-        callee.finish()
-    for speaker, listener in ((phones[0], phones[1]), (phones[1], phones[0])):
+        try:
+            calling.wait_for("answered")
+            assert Deadline(60).wait(lambda: others.events.count("answered") == 9, every=0.5)
+            begin, made, refused = time.monotonic(), 0, 0
+            with ThreadPoolExecutor(1) as pool:
+                rotating = pool.submit(rotation.rotate, "all", lambda _: None)
+                while not rotating.done():
+                    try:
+                        with another.call("600", seconds=2) as new_call:
+                            new_call.finish()
+                        made += 1
+                    except CallError:  # while the proxy restarts, or RTPEngine
+                        refused += 1
+                rotating.result()
+            with another.call("600", seconds=2) as new_call:
+                new_call.finish()
+            took = f"{time.monotonic() - begin:.0f} s"
+            record_property("rotation of all secrets; calls meanwhile completed, refused", f"{took}; {made}, {refused}")
+            assert made > 10 * refused
+            assert "10 active calls" in ssh("pbx-1", "asterisk", "-rx", "core show channels count")
+        finally:
+            ssh("pbx-1", "asterisk", "-rx", "channel request hangup all")
+        for leg in (calling, answering, others):
+            leg.finish()
+    for speaker, listener in ((caller, callee), (callee, caller)):
         assert capture.level_of(listener, speaker.tone_hz) > -20
     new = {name: secrets.get(name) for name in secrets.catalogue()}
     assert not set(old.values()) & set(new.values())
-    address = str(stack.group("infra")[0].internal)
-    for password, status in ((new["postgresql_password_cdr"], 0), (old["postgresql_password_cdr"], 3)):
-        argv = vms.ssh_argv("pbx-1", "python3", "-c", LOG_IN, address)
-        done = subprocess.run(argv, input=f"{password}\n", capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == status, done.stderr
+    assert let_in(new) == list(SERVERS)
+    assert let_in(old) == []
 
 
 def test_no_secret_is_told_to_anybody(stack: inventory.Inventory) -> None:
