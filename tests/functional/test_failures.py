@@ -52,6 +52,18 @@ def test_sound_goes_on_when_rtpengine_was_killed(
         assert audio.level(recording.heard(listener.address, back, back + 5), speaker.tone_hz) > -20
 
 
+def test_without_redis_calls_are_as_good_as_with_it(phones: list[Phone], ssh: Callable[..., str]) -> None:
+    ssh("infra-1", "systemctl", "stop", "redis-server")
+    try:
+        with calls.Capture() as capture, phones[1].answer() as callee, phones[0].call(phones[1].number, 8) as caller:
+            caller.finish()
+            callee.finish()
+    finally:
+        ssh("infra-1", "systemctl", "start", "redis-server")
+    for speaker, listener in ((phones[0], phones[1]), (phones[1], phones[0])):
+        assert capture.level_of(listener, speaker.tone_hz) > -20
+
+
 def test_a_call_goes_on_while_every_service_is_away_and_its_cdr_comes_later(
     stack: inventory.Inventory, phones: list[Phone], ssh: Callable[..., str]
 ) -> None:
