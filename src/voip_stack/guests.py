@@ -33,9 +33,6 @@ SLOTS = 12
 _FIRST = 200  # the last byte of slot N's addresses is this plus N
 _OWNER = "urn:voip-stack:guest"
 _TRY = 15  # seconds for one ssh
-# cloud-init has done its work, and would take half of every reboot under emulation to find that out.
-_SETTLE = "touch /etc/cloud/cloud-init.disabled && sync"
-_SYSTEM_UP = "systemctl is-system-running --wait | grep -qE '^(running|degraded)$' && [ ! -e /run/nologin ]"
 _SPARE_MIB = 512  # of this computer's memory, left to others
 _OVERHEAD_MIB = 256  # what QEMU itself takes beside a guest's memory
 
@@ -240,7 +237,7 @@ def _template(machine: Machine) -> Path:
     vcpus = 1 if hardware.domain_type == "qemu" else machine.vcpus  # as libvirt/domain.xml.j2 has it
     sizes = (machine.memory_mib, vcpus, machine.disk_gib, sorted(machine.addresses))
     same = (image.key, disk.st_ino, disk.st_mtime_ns)  # the same recipe made again is another disk
-    parts = (same, sizes, _SETTLE, paths.LIBVIRT, ssh.public(ssh.identity()), hardware)
+    parts = (same, sizes, paths.LIBVIRT, ssh.public(ssh.identity()), hardware)
     return root() / f"{machine.name}-{machine.image_name}-{digest(*parts)}"
 
 
@@ -253,9 +250,6 @@ def _save(connection: Any, machine: Machine, template: Path, tell: Tell) -> None
     """Boot `machine`, save it, and make the template of what it then is."""
     tell(f"{machine.name}: booted once, then saved")
     vms.create([machine], lambda _name, _what: None, recreate=True)
-    done = ssh.run(machine.name, "sudo", "sh", "-c", _SETTLE, timeout=60)
-    if done.returncode != 0:
-        raise VmError(f"{machine.name} could not be prepared", f"./voip vms.logs {machine.name}", done.stderr)
     partial = template.with_name(f".{machine.name}")  # also of a killed save: the slot is ours alone
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, mode=0o700)
@@ -313,12 +307,7 @@ def reboot(scenario: str, wanted: Wanted) -> None:
     before = boot_id(_TRY)
     ssh.run(machine.name, "sudo", "systemctl", "--no-block", "reboot", timeout=_TRY)
     with connect() as connection:
-        runs, *_ = ready.requirements(machine, lifecycle.find(connection, machine.name))
-        up = ready.Requirement(
-            "the system is up",
-            lambda left: ssh.run(machine.name, "sh", "-c", _SYSTEM_UP, timeout=min(left, 60)).returncode == 0,
-            "see its console",
-        )
+        runs, *_, up = ready.requirements(machine, lifecycle.find(connection, machine.name))
         rebooted = ready.Requirement(
             "it has rebooted", lambda left: boot_id(left) not in ("", before), "see its console"
         )
