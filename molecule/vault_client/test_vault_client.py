@@ -200,16 +200,17 @@ print(json.dumps([ask(path, body, token) if body is None else ask(path, body, to
     ("secret/data/asterisk", None), ("secret/data/kamailio", None),
     ("secret/data/cdr-reader", None), ("sys/mounts", None),
     ("auth/approle/role/sip-vm-role/secret-id", {{"cidr_list": []}}),
-    ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local"}}),
+    ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local", "ip_sans": "192.0.2.7"}}),
     ("pki_int/issue/kamailio-role", {{"common_name": "client-1.voip.local"}}),
     ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local", "alt_names": "voip.local"}}),
-    ("pki_int/issue/asterisk-role", {{"common_name": "example.com"}}))]))
+    ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local", "ip_sans": "192.0.2.8"}}),
+    ("pki_int/issue/asterisk-role", {{"common_name": "vault-1.voip.local"}}))]))
 """
-    mine, *others, certificate, foreign, bare, outside = json.loads(host.check_output("python3 -c %s", ask))
+    mine, *others, certificate, role, domain, address, name = json.loads(host.check_output("python3 -c %s", ask))
     assert mine["data"]["data"]["ami_secret"] == "mine"
     assert others == [403] * 4
     assert certificate["data"]["certificate"].startswith("-----BEGIN CERTIFICATE-----")
-    assert (foreign, bare, outside) == (403, 403, 403)
+    assert (role, domain, address, name) == (403, 403, 403, 403)
 
 
 def test_a_wrapped_login_is_good_once_and_for_one_machine(host, root):

@@ -28,7 +28,8 @@ _UPGRADE_SECONDS = 30  # for a mount of KV to become version 2
 _CONNECT_SECONDS = 5
 _WRAP_SECONDS = 300  # for a secret_id to reach its machine
 
-Addresses = Mapping[str, Sequence[str]]  # of the machines of each class
+# The machines of each class by name, each with the address that it logs in from and those that its certificate is of.
+Machines = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 def role(name: str) -> str:
@@ -36,16 +37,19 @@ def role(name: str) -> str:
     return f"{name}-vm-role"
 
 
-def policy(name: str, domain: str) -> str:
-    """The policy of the class `name`: what its machines may read, and the renewal of what they log in with."""
+def policy(name: str, domain: str, machines: Mapping[str, Sequence[str]]) -> str:
+    """The policy of the class `name`: what its machines may read and be certified as, how they renew their login."""
     allowed = secrets.classes()[name]
-    names = f'    "alt_names" = ["{domain}"]\n' if allowed["domain"] else ""
+    domains = f'    "alt_names" = ["{domain}"]\n' if allowed["domain"] else ""
+    names = json.dumps([f"{machine}.{domain}" for machine in machines])
+    addresses = json.dumps([",".join(certified) for _, *certified in machines.values()])
     rules = [f'path "secret/data/{path}" {{\n  capabilities = ["read"]\n}}' for path in allowed["secrets"]]
     rules += [
         f'path "pki_int/issue/{certificate}" {{\n  capabilities = ["update"]\n'
-        f'  allowed_parameters = {{\n    "common_name" = ["*.{domain}"]\n{names}'
-        '    "ip_sans" = []\n    "ttl" = []\n  }\n}'
+        f'  allowed_parameters = {{\n    "common_name" = {names}\n{domains}'
+        f'    "ip_sans" = {addresses}\n    "ttl" = []\n  }}\n}}'
         for certificate in allowed["certificates"]
+        if machines  # an empty list would let everything pass
     ]
     rules.append(
         f'path "auth/approle/role/{role(name)}/secret-id" {{\n  capabilities = ["update"]\n}}\n\n'
@@ -99,8 +103,11 @@ def _key(common_name: str) -> dict[str, Any]:
     return {"common_name": common_name, "key_type": "ec", "key_bits": 256}
 
 
-def ours(server: Vault, addresses: Addresses, domain: str) -> Iterator[Step]:
-    """What is missing, or differs, of secrets, policies, AppRoles and PKI roles. Raises VaultError."""
+def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> Iterator[Step]:
+    """What is missing, or differs, of secrets, policies, AppRoles and PKI roles. Raises VaultError.
+
+    `bound`: a login is good from the address of one of the class's machines alone.
+    """
     for path, fields in _fields().items():
         there = server.kv(path)
         missing = [field for field in fields if field not in there]
@@ -113,18 +120,19 @@ def ours(server: Vault, addresses: Addresses, domain: str) -> Iterator[Step]:
     if "approle/" not in server.ask("GET", "sys/auth")["data"]:
         yield "the login method approle", lambda: server.ask("POST", "sys/auth/approle", {"type": "approle"})
     for name, allowed in secrets.classes().items():
-        text = policy(name, domain)
+        text = policy(name, domain, machines.get(name, {}))
         path = f"sys/policies/acl/{name}-vm-policy"
         found = server.find(path)
         if found is None or found["data"]["policy"] != text:
             yield f"the policy {name}-vm-policy", functools.partial(server.ask, "PUT", path, {"policy": text})
+        addresses = [address for address, *_ in machines.get(name, {}).values()] if bound else []
         settings: dict[str, Any] = {
             "token_policies": [f"{name}-vm-policy"],
             "token_ttl": _TOKEN_TTL,
             "token_max_ttl": _TOKEN_MAX_TTL,
             "secret_id_ttl": SECRET_ID_TTL,
-            "secret_id_bound_cidrs": [f"{address}/32" for address in addresses.get(name, ())],
-            "token_bound_cidrs": list(addresses.get(name, ())),
+            "secret_id_bound_cidrs": [f"{address}/32" for address in addresses],
+            "token_bound_cidrs": addresses,
         }
         yield from _ensure(server, f"auth/approle/role/{role(name)}", settings, f"the AppRole {role(name)}")
         for certificate in allowed["certificates"]:
@@ -195,19 +203,24 @@ def login(server: Vault, name: str, machine: str, address: str) -> dict[str, str
     return {"role_id": found, "wrapping_token": wrapped["wrap_info"]["token"]}
 
 
-def _addresses() -> Addresses:
-    """Where the machines of each class log in from; nowhere in particular when Vault can't tell."""
-    stack = inventory.load()
-    if stack.devstack and not settings.load().devstack_bind:
-        return {}
-    return {name: [str(m.internal) for m in stack.group(name)] for name in secrets.classes()}
+def _machines() -> Machines:
+    """Those of the inventory."""
+    stack, advertised = inventory.load(), settings.load().advertised_address
+
+    def addresses(machine: inventory.Machine) -> list[str]:
+        certified = [str(machine.external), *([advertised] if advertised else [])] if machine.external else []
+        return [str(machine.internal), *dict.fromkeys(certified)]
+
+    return {name: {m.name: addresses(m) for m in stack.group(name)} for name in secrets.classes()}
 
 
-def in_vault(server: Vault | None = None, addresses: Addresses | None = None) -> Iterator[Step]:
+def in_vault(server: Vault | None = None, machines: Machines | None = None) -> Iterator[Step]:
     """base() and ours(), of the stack's own Vault and machines where not said otherwise. Raises VaultError."""
     server = server or vault.current()
     yield from base(server)
-    yield from ours(server, _addresses() if addresses is None else addresses, inventory.load().domain)
+    # Behind a devstack-core's Docker network, Vault may see the same address for all.
+    bound = not inventory.load().devstack or settings.load().devstack_bind
+    yield from ours(server, _machines() if machines is None else machines, inventory.load().domain, bound)
 
 
 def _open_the_way() -> None:
@@ -341,7 +354,9 @@ def _arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("setup", help="make what is missing; prints what that was")
     made.add_argument(
-        "--addresses", type=json.loads, help='as JSON: {"sip": ["192.168.64.10"]}; of the inventory if left out'
+        "--machines",
+        type=json.loads,
+        help='as JSON: {"sip": {"sip-1": ["192.168.64.10", "192.168.65.10"]}}; of the inventory if left out',
     )
     machine = commands.add_parser("login", help="what a machine logs in with, as JSON")
     for option in ("class", "machine", "address"):
@@ -358,7 +373,7 @@ def _main() -> None:
     if arguments.command == "login":
         ui.as_json(login(server, getattr(arguments, "class"), arguments.machine, arguments.address))
         return
-    for made in make(in_vault(server, arguments.addresses)):
+    for made in make(in_vault(server, arguments.machines)):
         ui.say(f"made {made}")
 
 

@@ -72,6 +72,13 @@ def test_a_class_reads_what_its_components_need_and_nothing_else() -> None:
     for name, allowed in secrets.classes().items():
         roles = {c.role for c in stack.components.values() if c.group == name}
         assert set(allowed["secrets"]) == {s.path for s in secrets.catalogue().values() if s.path in roles}
-        paths_ = re.findall(r'^path "(.*)"', infra.policy(name, "voip.local"), re.MULTILINE)
+        paths_ = re.findall(r'^path "(.*)"', infra.policy(name, "voip.local", {}), re.MULTILINE)
         assert [p for p in paths_ if p.startswith("secret/")] == [f"secret/data/{p}" for p in allowed["secrets"]]
         assert not [p for p in paths_ if "*" in p]
+
+
+def test_a_machine_is_certified_as_itself_alone() -> None:
+    said = infra.policy("pbx", "voip.local", {"pbx-1": ["192.0.2.1"], "pbx-2": ["192.0.2.2", "192.0.2.3", "192.0.2.4"]})
+    assert '"common_name" = ["pbx-1.voip.local", "pbx-2.voip.local"]' in said
+    assert '"ip_sans" = ["", "192.0.2.3,192.0.2.4"]' in said
+    assert "pki_int" not in infra.policy("pbx", "voip.local", {})  # an empty list would let everything pass
