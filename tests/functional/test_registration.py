@@ -1,8 +1,11 @@
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from voip_stack import calls, certificates
+from voip_stack import calls, certificates, inventory, lab
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Refused
 
@@ -37,3 +40,24 @@ def test_a_phone_that_trusts_our_ca_registers_and_calls_by_tls(phones: list[Phon
         caller.finish()
     assert capture.heard_by(phone).tone_hz == pytest.approx(phone.tone_hz, abs=5)
     phone.unregister()
+
+
+def test_a_phone_is_called_by_the_tls_connection_that_it_registered_with(phones: list[Phone], tmp_path: Path) -> None:
+    callee, caller = phones[:2]
+    (tmp_path / "ca.pem").write_text(certificates.authority())
+    (tmp_path / "password").write_text(callee.password)
+    program = Path(__file__).with_name("tls_phone.py")
+    domain = inventory.load().domain
+    words = [str(callee.proxy), domain, str(tmp_path / "ca.pem"), callee.number, str(tmp_path / "password")]
+    with subprocess.Popen(
+        lab.current().outside(sys.executable, str(program), *words), stdout=subprocess.PIPE, text=True
+    ) as phone:
+        try:
+            assert phone.stdout
+            assert phone.stdout.readline() == "registered\n"
+            with caller.call(callee.number) as calling, pytest.raises(Refused) as busy:
+                calling.finish()
+            assert phone.wait(30) == 0
+        finally:
+            phone.kill()
+    assert busy.value.status == 486
