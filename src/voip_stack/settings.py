@@ -30,7 +30,7 @@ class Settings:
     lab: str = "auto"  # auto, namespace, libvirt, vmnet
     libvirt_uri: str = "qemu:///system"  # of a libvirtd that already runs
     external_bridge: str = ""  # a bridge of the computer's LAN in place of the external network
-    secrets: str = "file"  # who keeps them: vault, file
+    secrets: str = "vault"  # who keeps them: vault, file
     infra: str = "embedded"  # who gives PostgreSQL, RabbitMQ and Vault: infra-1 (embedded), or the user's devstack
     devstack_address: str = ""  # where machines and this computer reach a devstack-core; empty: this computer
     devstack_bind: bool = False  # its Vault sees the machines' own addresses, and binds logins to them
@@ -116,7 +116,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "lab": _choice("auto", "namespace", "libvirt", "vmnet"),
     "libvirt_uri": str,
     "external_bridge": _interface,
-    "secrets": _choice("file", "vault"),
+    "secrets": _choice("vault", "file"),
     "infra": _choice("embedded", "devstack"),
     "devstack_address": _address,
     "devstack_token_file": _path,
