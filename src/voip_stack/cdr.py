@@ -18,7 +18,6 @@ COLUMNS = (
     *("duration", "billsec", "disposition", "amaflags", "accountcode", "peeraccount"),
     *("uniqueid", "linkedid", "userfield", "sequence"),
 )
-_NO_SSH = 255  # ssh's own exit code
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 # Runs on the PBX, which RabbitMQ lets in and which has the client of the role cdr. A queue of its own, gone with the
@@ -96,7 +95,7 @@ def follow() -> Iterator[dict[str, Any]]:
             process.stdin.flush()
             yield from map(json.loads, process.stdout)
             said = process.stderr.read()
-            if process.wait() == _NO_SSH:
+            if process.wait() == vms.NO_SSH:
                 raise VmError(f"{pbx} can't be reached", "./voip vms.status", said)
             raise VoipError(f"RabbitMQ ({who.rpartition('@')[2]}) tells of no more events", "./voip status", said)
         finally:

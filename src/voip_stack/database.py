@@ -11,7 +11,7 @@ from voip_stack.errors import HostError, VmError, VoipError
 
 _SECONDS = 60  # for one script
 _OPTIONS = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1")
-_NO_SSH, _NO_SERVER = 255, 2  # exit codes of ssh and of psql: not reached
+_NO_SERVER = 2  # psql's exit status: not reached
 
 
 def quoted(text: str) -> str:
@@ -53,7 +53,7 @@ def run(script: str) -> str:
         )
     except subprocess.TimeoutExpired:
         raise VmError(f"{where} does not answer within {_SECONDS} s", hint) from None
-    if done.returncode in (_NO_SSH, _NO_SERVER):
+    if done.returncode in (vms.NO_SSH, _NO_SERVER):
         raise VmError(f"{where} can't be reached", hint, done.stderr)
     if done.returncode != 0:
         raise VoipError(

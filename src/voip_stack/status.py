@@ -182,7 +182,7 @@ def _look(machine: Machine, state: vms.Status) -> list[Part]:
         hint = f"./voip vms.{start} {machine.name}"
         return [Part(machine.name, "machine", state.state, "", (f"it is {state.state}: {lacks}",), hint)]
     done = vms.ssh_run(machine.name, "sudo", "sh", "-c", _script(components, machine), timeout=_SECONDS)
-    if done.returncode in (124, 255):
+    if done.returncode in (124, vms.NO_SSH):
         return [Part(machine.name, "machine", state.state, "", (f"it does not answer by ssh: {done.stderr.strip()}",))]
     minutes = int(state.uptime or 0) // 60
     up = Part(machine.name, "machine", state.state, f"up {minutes // 60}:{minutes % 60:02} h")

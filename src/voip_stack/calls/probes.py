@@ -28,7 +28,7 @@ def _ssh(machine: str, script: str) -> str:
         )
     except subprocess.TimeoutExpired:
         raise CallError(f"{machine}: no answer by ssh within {_SSH_TIMEOUT} s", "./voip vms.status") from None
-    if done.returncode == 255:
+    if done.returncode == vms.NO_SSH:
         raise CallError(f"{machine} can't be reached by ssh", "./voip vms.status", done.stderr)
     return done.stdout + done.stderr
 

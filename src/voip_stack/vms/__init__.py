@@ -10,12 +10,14 @@ from voip_stack.vms.lifecycle import (
     stop,
 )
 from voip_stack.vms.saved import revert, snapshot, snapshots
+from voip_stack.vms.ssh import NO_SSH
 from voip_stack.vms.ssh import argv as ssh_argv
 from voip_stack.vms.ssh import run as ssh_run
 from voip_stack.vms.state import Status, status
 from voip_stack.vms.store import console_end, console_log
 
 __all__ = [
+    "NO_SSH",
     "Status",
     "console_end",
     "console_log",

@@ -16,6 +16,8 @@ from voip_stack import inventory, lab, settings
 from voip_stack.inventory import Machine
 from voip_stack.vms import store, tools
 
+NO_SSH = 255  # ssh(1): the exit status of ssh itself, when the machine could not be reached
+
 
 def config_path() -> Path:
     """The configuration for `ssh -F`: every machine that exists, by name and by address."""
