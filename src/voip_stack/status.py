@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from voip_stack import inventory, vms
+from voip_stack import inventory, secrets, settings, vms
 from voip_stack.calls import probes
 from voip_stack.errors import CallError, VmError
 from voip_stack.inventory import Component, Machine
@@ -129,7 +129,24 @@ def _script(components: Sequence[Component], machine: Machine) -> str:
             case " {known} " in *" $unit "*) ;; *) echo "fault $unit has failed" ;; esac
         done
     """
-    return "".join(lines) + others + _reach(machine)
+    return "".join(lines) + others + _agent(machine) + _reach(machine)
+
+
+def _agent(machine: Machine) -> str:
+    """Does it get what is new in Vault?"""
+    if settings.load().secrets == "file" or not set(secrets.classes()) & set(machine.groups):
+        return ""
+    lost = f"new secrets and certificates do not come: ./voip provision --limit {machine.name}"
+    return f"""
+        unit=vault-agent.service
+        state=$(systemctl is-active $unit)
+        tried='auth.handler: (authentication successful|renewed auth token|error authenticating)'
+        if [ "$state" != active ]; then
+            echo "fault $unit is $state: {lost}"
+        elif journalctl --quiet --boot --unit $unit --output cat --lines 1 --grep "$tried" | grep -q error; then
+            echo "fault $unit could not log in at Vault when it last tried: {lost}"
+        fi
+    """
 
 
 def _reach(machine: Machine) -> str:

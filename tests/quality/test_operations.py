@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -47,7 +47,29 @@ def changed(said: str) -> dict[str, list[str]]:
     return found
 
 
-def test_status_says_what_is_degraded_and_only_that(ssh: Callable[..., str]) -> None:
+@pytest.fixture
+def no_login(ssh: Callable[..., str]) -> Iterator[dict[tuple[str, str], tuple[str, ...]]]:
+    """Vault knows nothing any more of what pbx-1 logs in with; what status has to say about that."""
+    if settings.load().secrets == "file":
+        yield {}
+        return
+    file, agent = "/etc/vault-agent/secret-id", "vault-agent.service"
+    ssh("pbx-1", "cp", "--preserve=all", file, "/root/secret-id")
+    ssh("pbx-1", "sed", "--in-place", "s/^......../00000000/", file)
+    ssh("pbx-1", "systemctl", "restart", agent)
+    try:
+        refused = f"until journalctl --unit {agent} --lines 20 | grep 'error authenticating'; do sleep 1; done"
+        ssh("pbx-1", "timeout", "60", "sh", "-c", refused)
+        lost = "new secrets and certificates do not come: ./voip provision --limit pbx-1"
+        yield {("pbx-1", "others"): (f"{agent} could not log in at Vault when it last tried: {lost}",)}
+    finally:
+        ssh("pbx-1", "mv", "/root/secret-id", file)
+        ssh("pbx-1", "systemctl", "restart", agent)
+
+
+def test_status_says_what_is_degraded_and_only_that(
+    ssh: Callable[..., str], no_login: dict[tuple[str, str], tuple[str, ...]]
+) -> None:
     ssh("infra-1", "systemctl", "stop", "redis-server")
     try:
         faults = {(part.machine, part.name): part.faults for part in status.look() if part.faults}
@@ -57,6 +79,7 @@ def test_status_says_what_is_degraded_and_only_that(ssh: Callable[..., str]) -> 
     assert faults == {
         ("infra-1", "redis"): (f"redis-server.service is inactive: {lost}",),
         ("media-1", "others"): ("can not reach redis on infra-1 (192.168.64.40:6379)",),
+        **no_login,
     }
 
 
