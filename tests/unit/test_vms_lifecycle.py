@@ -12,7 +12,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from voip_stack import images, inventory, lab, settings, vms
+from voip_stack import images, inventory, lab, settings, vault, vms
 from voip_stack.errors import HostError, VmError
 from voip_stack.host.machine import X86, Hardware
 from voip_stack.images import Image
@@ -116,6 +116,18 @@ def test_machines_are_made_started_stopped_and_removed(driver: Any) -> None:
         assert story.lines == [expected] * 2
     assert not lifecycle_domains(driver)
     assert not list(store.root().iterdir())
+
+
+@pytest.mark.usefixtures("driver")
+def test_only_a_machine_of_before_has_a_vault_to_unseal(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(vault, "unseal_machine", lambda machine, _seconds: asked.append(machine.name))
+    vms.create([SIP], Story())
+    assert asked == []
+    vms.create([SIP, PBX], Story())
+    assert asked == ["sip-1"]
+    vms.start([PBX], Story())
+    assert asked == ["sip-1", "pbx-1"]
 
 
 def test_a_running_machine_is_left_as_it_is(driver: Any) -> None:

@@ -132,6 +132,8 @@ def create(machines: Sequence[Machine], progress: Progress | None = None, recrea
                 if image_key(domain) != images.key(machine.image_name):
                     progress(machine.name, "stands on an older image; provisioning brings it along")
                 _boot(machine, domain, progress, stop)
+                if machine.name not in made:  # where nothing is set up yet, no Vault will answer
+                    _unseal(machine, progress)
 
         in_parallel(machines, work)
 
@@ -188,6 +190,10 @@ def _boot(machine: Machine, domain: Any, progress: Progress, stop: threading.Eve
     begin = time.monotonic()
     ready.wait(machine, ready.requirements(machine, domain), ready.timeout(), progress, stop)
     progress(machine.name, f"ready ({time.monotonic() - begin:.0f} s)")
+
+
+def _unseal(machine: Machine, progress: Progress) -> None:
+    """Unseal the Vault of `machine`, where there is one and we have its keys; what keeps us from that is told."""
     try:
         if vault.unseal_machine(machine, _VAULT_SECONDS[_accelerator()]):
             progress(machine.name, "its Vault is unsealed")
@@ -227,6 +233,7 @@ def start(machines: Sequence[Machine], progress: Progress | None = None) -> None
         def work(machine: Machine, stop: threading.Event) -> None:
             with store.locked(machine.name):
                 _boot(machine, find(connection, machine.name), progress, stop)
+                _unseal(machine, progress)
 
         in_parallel(machines, work)
 
