@@ -17,6 +17,7 @@ import yaml
 
 from voip_stack import paths, settings
 from voip_stack.errors import VoipError
+from voip_stack.inventory import Machine
 
 FILE = paths.INVENTORY / "group_vars" / "all" / "secrets.yml"
 CERTIFICATE_HOURS = 2160  # a daemon's certificate lives so long, whoever signs it
@@ -48,6 +49,11 @@ def catalogue() -> dict[str, Secret]:
 def classes() -> dict[str, dict[str, Any]]:
     """What each class of machines may read: `secrets` by path, `certificates` by PKI role, the `domain` itself."""
     return dict(_table()["voip_vault_classes"])
+
+
+def by_agent(machine: Machine) -> bool:
+    """Whether `vault agent` writes the secrets of `machine`."""
+    return settings.load().secrets == "vault" and not set(classes()).isdisjoint(machine.groups)
 
 
 def find(name: str) -> Secret:

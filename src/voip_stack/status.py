@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from voip_stack import inventory, secrets, settings, vms
+from voip_stack import inventory, secrets, vms
 from voip_stack.calls import probes
 from voip_stack.errors import CallError, VmError
 from voip_stack.inventory import Component, Machine
@@ -134,7 +134,7 @@ def _script(components: Sequence[Component], machine: Machine) -> str:
 
 def _agent(machine: Machine) -> str:
     """Does it get what is new in Vault?"""
-    if settings.load().secrets == "file" or not set(secrets.classes()) & set(machine.groups):
+    if not secrets.by_agent(machine):
         return ""
     lost = f"new secrets and certificates do not come: ./voip provision --limit {machine.name}"
     return f"""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from voip_stack import calls, inventory, settings, vault
+from voip_stack import calls, inventory, vault
 from voip_stack.calls import audio, probes
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Refused
@@ -69,12 +69,12 @@ def test_a_call_goes_on_while_every_service_is_away_and_its_cdr_comes_later(
 ) -> None:
     caller, callee, another = phones
     infra = stack.group("infra")[0]
-    spared = ["redis-server", *(["vault"] if settings.load().secrets == "vault" else [])]
+    services = ["redis-server", *(["vault"] if stack.components["vault"].enabled else [])]
     before = len(probes.cdrs(caller.number, callee.number))
     with calls.Capture() as capture, callee.answer() as answering, caller.call(callee.number, seconds=300) as calling:
         calling.wait_for("answered")
         try:
-            ssh(infra.name, "systemctl", "stop", "rabbitmq-server", *spared)
+            ssh(infra.name, "systemctl", "stop", "rabbitmq-server", *services)
             with another.call("600", seconds=4) as echo:
                 echo.finish()
             ssh(infra.name, "systemctl", "stop", "postgresql@17-main")
@@ -86,7 +86,7 @@ def test_a_call_goes_on_while_every_service_is_away_and_its_cdr_comes_later(
             calling.finish()
             answering.finish()
         finally:
-            ssh(infra.name, "systemctl", "start", "postgresql@17-main", *spared)
+            ssh(infra.name, "systemctl", "start", "postgresql@17-main", *services)
             ssh(infra.name, "systemctl", "start", "--no-block", "rabbitmq-server")
             vault.unseal_machine(infra)
     assert (caught.value.status, caught.value.response.header("Retry-After")) == (503, "10")

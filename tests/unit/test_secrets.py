@@ -72,7 +72,9 @@ def test_a_class_reads_what_its_components_need_and_nothing_else() -> None:
     for name, allowed in secrets.classes().items():
         roles = {c.role for c in stack.components.values() if c.group == name}
         assert set(allowed["secrets"]) == {s.path for s in secrets.catalogue().values() if s.path in roles}
-        paths_ = re.findall(r'^path "(.*)"', infra.policy(name, "voip.local", {}), re.MULTILINE)
+        paths_ = re.findall(
+            r'^path "(.*)"', infra.policy(name, "voip.local", {f"{name}-1": ["192.0.2.1"]}), re.MULTILINE
+        )
         assert [p for p in paths_ if p.startswith("secret/")] == [f"secret/data/{p}" for p in allowed["secrets"]]
         assert not [p for p in paths_ if "*" in p]
 

@@ -51,8 +51,7 @@ exec "$@"
 def roles_of(machine: inventory.Machine, stack: inventory.Inventory) -> list[str]:
     """The roles that the playbook applies to `machine`."""
     own = [c.role for c in stack.components.values() if c.enabled and c.group in machine.groups]
-    by_vault = settings.load().secrets == "vault" and set(secrets.classes()) & set(machine.groups)
-    client = ["vault_client"] if by_vault else []
+    client = ["vault_client"] if secrets.by_agent(machine) else []
     return ["common", "network_config", *client, *own]
 
 
