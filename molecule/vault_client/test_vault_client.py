@@ -224,6 +224,16 @@ def test_a_wrapped_login_is_good_once_and_for_one_machine(host, root):
     assert run_login(host, "check").rc == 0  # the refused one left the good one where it was
 
 
+def test_refused_logins_lock_no_machine_out(host):
+    file = "/etc/vault-agent/secret-id"
+    host.check_output(f"cp -a {file} /root/secret-id && sed -i s/^......../00000000/ {file}")
+    try:
+        assert {run_login(host, "check").rc for _ in range(6)} == {2}
+    finally:
+        host.check_output(f"mv /root/secret-id {file}")
+    assert run_login(host, "check").rc == 0
+
+
 def test_another_vault_is_not_trusted(host):
     host.check_output(
         "cp /etc/vault-agent/ca.pem /root/ca.pem && cp /etc/ssl/certs/ca-certificates.crt /etc/vault-agent/ca.pem"

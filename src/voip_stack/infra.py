@@ -118,7 +118,9 @@ def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> 
                 functools.partial(server.ask, "POST", f"secret/data/{path}", body),
             )
     if "approle/" not in server.ask("GET", "sys/auth")["data"]:
-        yield "the login method approle", lambda: server.ask("POST", "sys/auth/approle", {"type": "approle"})
+        yield "the login method approle", lambda: _make_approle(server)
+    elif not server.ask("GET", "sys/auth/approle/tune")["data"].get("user_lockout_disable"):
+        yield "the login method approle: nobody is locked out", lambda: _lock_nobody_out(server)
     for name, allowed in secrets.classes().items():
         text = policy(name, domain, machines.get(name, {}))
         path = f"sys/policies/acl/{name}-vm-policy"
@@ -147,6 +149,20 @@ def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> 
                 "max_ttl": secrets.CERTIFICATE_HOURS * _HOUR,
             }
             yield from _ensure(server, f"pki_int/roles/{certificate}", pki, f"the PKI role {certificate}")
+
+
+def _make_approle(server: Vault) -> None:
+    server.ask("POST", "sys/auth/approle", {"type": "approle"})
+    _lock_nobody_out(server)
+
+
+def _lock_nobody_out(server: Vault) -> None:
+    """A class's machines are one user there. After five refusals, of any of them, Vault would refuse good logins, too.
+
+    For 15 minutes, against the guessing of passwords; a secret_id is a random UUID.
+    https://developer.hashicorp.com/vault/docs/concepts/user-lockout
+    """
+    server.ask("POST", "sys/auth/approle/tune", {"user_lockout_config": {"lockout_disable": True}})
 
 
 def _fields() -> dict[str, list[str]]:
