@@ -41,7 +41,9 @@ def test_sound_goes_on_when_rtpengine_was_killed(
         calling.finish()
         answering.finish()
     assert again, "the kernel does not forward again"
-    assert probes.released() == {}
+    # Redis may have given back sessions of calls that are over (docs/ARCHITECTURE.md). They time out, 60 s after that:
+    # before one of this call would, that its end did not release.
+    assert probes.released(back + 65 - time.time()) == {}
     recording = capture.recording()
     for speaker, listener in ((caller, callee), (callee, caller)):
         times = [p.time for s in recording.streams_to(listener.address) for p in s.packets if p.time > killed - 1]

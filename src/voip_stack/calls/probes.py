@@ -7,7 +7,7 @@ import http.client
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from voip_stack import database, inventory, lab, vms
@@ -180,36 +180,38 @@ def cdrs(source: str, destination: str) -> list[Cdr]:
     return [Cdr(s, d, disposition, int(duration), int(billsec)) for s, d, disposition, duration, billsec in rows]
 
 
-def leftovers() -> dict[str, str]:
-    """What is left of calls, by machine: empty when nothing is."""
+def held() -> dict[tuple[str, str], int]:
+    """What calls take up now, by machine and kind. Raises CallError when a daemon does not say."""
 
-    def dialogs() -> str:
-        text = _ssh(the("sip"), "kamcmd dlg.stats_active")
-        found = re.search(r"\ball: (\d+)", text)
-        return "" if found and found.group(1) == "0" else f"dialogs: {' '.join(text.split())}"
+    def number(machine: str, command: str, pattern: str) -> int:
+        text = _ssh(machine, command)
+        found = re.search(pattern, text)
+        if not found:
+            raise CallError(f"{machine}: {command} says: {' '.join(text.split())}", "./voip provision")
+        return int(found.group(1))
 
-    def sessions() -> str:
-        count = metrics().sessions
-        return f"{count} RTPEngine sessions" if count else ""
-
-    def channels() -> str:
-        text = _ssh(the("pbx"), "asterisk -rx 'core show channels count'")
-        found = re.search(r"(\d+) active channels?", text)
-        return "" if found and found.group(1) == "0" else " ".join(text.split())
-
-    probes = {the("sip"): dialogs, the("media"): sessions, the("pbx"): channels}
-    with concurrent.futures.ThreadPoolExecutor(len(probes)) as pool:
-        answers = dict(zip(probes, pool.map(lambda probe: probe(), probes.values()), strict=True))
-    return {machine: rest for machine, rest in answers.items() if rest}
+    looks = {
+        (the("sip"), "dialogs"): lambda: number(the("sip"), "kamcmd dlg.stats_active", r"\ball: (\d+)"),
+        (the("media"), "RTPEngine sessions"): lambda: metrics().sessions,
+        (the("pbx"), "channels"): lambda: number(
+            the("pbx"), "asterisk -rx 'core show channels count'", r"(\d+) active channels?"
+        ),
+    }
+    with concurrent.futures.ThreadPoolExecutor(len(looks)) as pool:
+        return dict(zip(looks, pool.map(lambda look: look(), looks.values()), strict=True))
 
 
-def released(timeout: float = 15) -> dict[str, str]:
-    """What is still left of calls after `timeout` seconds at most."""
+def released(timeout: float = 15, before: Mapping[tuple[str, str], int] | None = None) -> dict[str, str]:
+    """What calls still take up after `timeout` seconds at most, by machine; what was held `before` is left aside.
+
+    Raises CallError when a daemon does not say.
+    """
     rest: dict[str, str] = {}
 
     def nothing() -> bool:
         nonlocal rest
-        rest = leftovers()
+        more = {key: count - (before or {}).get(key, 0) for key, count in held().items()}
+        rest = {machine: f"{count} {kind}" for (machine, kind), count in more.items() if count > 0}
         return not rest
 
     Deadline(timeout).wait(nothing, every=1)

@@ -95,12 +95,13 @@ def verify() -> Result:
         Phone(number, _account(number), address, tone_hz=tone, name=name, traces=directory)
         for number, name, address, tone in zip((CALLER, CALLEE), NAMES, stack.phones, TONES_HZ, strict=False)
     )
+    held = probes.held()  # by other calls
     with Capture(directory / "call.pcapng") as capture:
         try:
             before = len(probes.cdrs(CALLER, CALLEE))
             with _registered(caller, callee):
                 forwarding = _call(caller, callee)
-            left = probes.released()
+            left = probes.released(before=held)
             records = _records(before)
         except CallError as error:
             capture.stop()
