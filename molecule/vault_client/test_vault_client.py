@@ -157,6 +157,7 @@ def test_the_files_survive_a_restart_without_vault(host, guest, root, keys):
 
 
 def test_the_login_is_renewed_and_the_old_one_is_worth_nothing(host, root):
+    lookup = "auth/voip-approle/role/pbx-vm-role/secret-id/lookup"
     old = content(host, "/etc/vault-agent/secret-id")
     host.check_output("systemctl start vault-login.service")
     new = content(host, "/etc/vault-agent/secret-id")
@@ -164,9 +165,9 @@ def test_the_login_is_renewed_and_the_old_one_is_worth_nothing(host, root):
     assert new != old
     assert run_login(host, "check").rc == 0
     for secret_id, known in ((new, True), (old, False)):
-        found = root.ask("POST", "auth/approle/role/pbx-vm-role/secret-id/lookup", {"secret_id": secret_id.strip()})
+        found = root.ask("POST", lookup, {"secret_id": secret_id.strip()})
         assert bool(found.get("data")) == known
-    left = root.ask("POST", "auth/approle/role/pbx-vm-role/secret-id/lookup", {"secret_id": new.strip()})["data"]
+    left = root.ask("POST", lookup, {"secret_id": new.strip()})["data"]
     assert left["secret_id_ttl"] == 30 * 24 * 3600
     assert host.check_output("systemctl is-enabled vault-login.timer") == "enabled"
 
@@ -177,7 +178,7 @@ def test_the_login_is_worth_nothing_elsewhere(host):
         name.replace("-", "_"): content(host, f"/etc/vault-agent/{name}").strip() for name in ("role-id", "secret-id")
     }
     with pytest.raises(vault.VaultError) as refused:
-        server().ask("POST", "auth/approle/login", body)
+        server().ask("POST", "auth/voip-approle/login", body)
     assert "source address" in refused.value.message
 
 
@@ -195,11 +196,11 @@ def ask(path, body=None, token=""):
     except urllib.error.HTTPError as error:
         return error.code
 body = {{n.replace("-", "_"): open("/etc/vault-agent/" + n).read().strip() for n in ("role-id", "secret-id")}}
-token = ask("auth/approle/login", body)["auth"]["client_token"]
+token = ask("auth/voip-approle/login", body)["auth"]["client_token"]
 print(json.dumps([ask(path, body, token) if body is None else ask(path, body, token) for path, body in (
     ("secret/data/asterisk", None), ("secret/data/kamailio", None),
     ("secret/data/cdr-reader", None), ("sys/mounts", None),
-    ("auth/approle/role/sip-vm-role/secret-id", {{"cidr_list": []}}),
+    ("auth/voip-approle/role/sip-vm-role/secret-id", {{"cidr_list": []}}),
     ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local", "ip_sans": "192.0.2.7"}}),
     ("pki_int/issue/kamailio-role", {{"common_name": "client-1.voip.local"}}),
     ("pki_int/issue/asterisk-role", {{"common_name": "client-1.voip.local", "alt_names": "voip.local"}}),
@@ -249,7 +250,7 @@ def test_another_vault_is_not_trusted(host):
 # Last: the machine gets another login at the end.
 def test_a_revoked_machine_reads_nothing(host, root):
     secret_id = content(host, "/etc/vault-agent/secret-id").strip()
-    root.ask("POST", "auth/approle/role/pbx-vm-role/secret-id/destroy", {"secret_id": secret_id})
+    root.ask("POST", "auth/voip-approle/role/pbx-vm-role/secret-id/destroy", {"secret_id": secret_id})
     try:
         refused = run_login(host, "check")
         assert refused.rc == 2

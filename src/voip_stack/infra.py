@@ -31,10 +31,19 @@ _WRAP_SECONDS = 300  # for a secret_id to reach its machine
 # The machines of each class by name, each with the address that it logs in from and those that its certificate is of.
 Machines = Mapping[str, Mapping[str, Sequence[str]]]
 
+# Where machines log in: a path of our own, as the lockout is a whole path's, and at approle others of a devstack-core
+# may log in.
+LOGINS = "voip-approle"
+
 
 def role(name: str) -> str:
     """The AppRole of the class `name`."""
     return f"{name}-vm-role"
+
+
+def role_path(name: str) -> str:
+    """Where in Vault it is."""
+    return f"auth/{LOGINS}/role/{role(name)}"
 
 
 def policy(name: str, domain: str, machines: Mapping[str, Sequence[str]]) -> str:
@@ -52,8 +61,8 @@ def policy(name: str, domain: str, machines: Mapping[str, Sequence[str]]) -> str
         if machines  # an empty list would let everything pass
     ]
     rules.append(
-        f'path "auth/approle/role/{role(name)}/secret-id" {{\n  capabilities = ["update"]\n}}\n\n'
-        f'path "auth/approle/role/{role(name)}/secret-id-accessor/destroy" {{\n  capabilities = ["update"]\n}}'
+        f'path "{role_path(name)}/secret-id" {{\n  capabilities = ["update"]\n}}\n\n'
+        f'path "{role_path(name)}/secret-id-accessor/destroy" {{\n  capabilities = ["update"]\n}}'
     )
     return "\n\n".join(rules) + "\n"
 
@@ -117,10 +126,10 @@ def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> 
                 f"secret/{path}: {', '.join(missing)}",
                 functools.partial(server.ask, "POST", f"secret/data/{path}", body),
             )
-    if "approle/" not in server.ask("GET", "sys/auth")["data"]:
-        yield "the login method approle", lambda: _make_approle(server)
-    elif not server.ask("GET", "sys/auth/approle/tune")["data"].get("user_lockout_disable"):
-        yield "the login method approle: nobody is locked out", lambda: _lock_nobody_out(server)
+    if not _has_logins(server):
+        yield f"the login method {LOGINS}", lambda: _make_logins(server)
+    elif not server.ask("GET", f"sys/auth/{LOGINS}/tune")["data"].get("user_lockout_disable"):
+        yield f"the login method {LOGINS}: nobody is locked out", lambda: _lock_nobody_out(server)
     for name, allowed in secrets.classes().items():
         text = policy(name, domain, machines.get(name, {}))
         path = f"sys/policies/acl/{name}-vm-policy"
@@ -136,7 +145,7 @@ def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> 
             "secret_id_bound_cidrs": [f"{address}/32" for address in addresses],
             "token_bound_cidrs": addresses,
         }
-        yield from _ensure(server, f"auth/approle/role/{role(name)}", settings, f"the AppRole {role(name)}")
+        yield from _ensure(server, role_path(name), settings, f"the AppRole {role(name)}")
         for certificate in allowed["certificates"]:
             pki: dict[str, Any] = {
                 "allowed_domains": [domain],
@@ -151,8 +160,12 @@ def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> 
             yield from _ensure(server, f"pki_int/roles/{certificate}", pki, f"the PKI role {certificate}")
 
 
-def _make_approle(server: Vault) -> None:
-    server.ask("POST", "sys/auth/approle", {"type": "approle"})
+def _has_logins(server: Vault) -> bool:
+    return f"{LOGINS}/" in server.ask("GET", "sys/auth")["data"]
+
+
+def _make_logins(server: Vault) -> None:
+    server.ask("POST", f"sys/auth/{LOGINS}", {"type": "approle"})
     _lock_nobody_out(server)
 
 
@@ -162,7 +175,7 @@ def _lock_nobody_out(server: Vault) -> None:
     For 15 minutes, against the guessing of passwords; a secret_id is a random UUID.
     https://developer.hashicorp.com/vault/docs/concepts/user-lockout
     """
-    server.ask("POST", "sys/auth/approle/tune", {"user_lockout_config": {"lockout_disable": True}})
+    server.ask("POST", f"sys/auth/{LOGINS}/tune", {"user_lockout_config": {"lockout_disable": True}})
 
 
 def _fields() -> dict[str, list[str]]:
@@ -183,7 +196,7 @@ def _ensure(server: Vault, path: str, settings: Mapping[str, Any], title: str) -
 def removal(server: Vault) -> Iterator[Step]:
     """What ours() made and is still there. Fields that somebody has put beside ours stay. Raises VaultError."""
     for name, allowed in secrets.classes().items():
-        paths = [f"auth/approle/role/{role(name)}", f"sys/policies/acl/{name}-vm-policy"]
+        paths = [f"sys/policies/acl/{name}-vm-policy"]
         paths += [f"pki_int/roles/{certificate}" for certificate in allowed["certificates"]]
         for path in paths:
             if server.find(path):
@@ -193,6 +206,8 @@ def removal(server: Vault) -> Iterator[Step]:
         if set(there) & set(fields):
             rest = {key: value for key, value in there.items() if key not in fields}
             yield f"secret/{path}: {', '.join(fields)}", functools.partial(_remove_secret, server, path, rest)
+    if _has_logins(server):
+        yield f"the login method {LOGINS}", functools.partial(server.ask, "DELETE", f"sys/auth/{LOGINS}")
 
 
 def _remove_secret(server: Vault, path: str, rest: Mapping[str, str]) -> None:
@@ -211,7 +226,7 @@ def login(server: Vault, name: str, machine: str, address: str) -> dict[str, str
 
     Raises VaultError.
     """
-    path = f"auth/approle/role/{role(name)}"
+    path = role_path(name)
     bound = [f"{address}/32"] if address else []
     body = {"metadata": json.dumps({"machine": machine}), "cidr_list": bound, "token_bound_cidrs": bound}
     wrapped = server.ask("POST", f"{path}/secret-id", body, wrap=_WRAP_SECONDS)

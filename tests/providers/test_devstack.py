@@ -70,11 +70,11 @@ class Double:
         server = self.vault
         paths_ = (
             "sys/policies/acl?list=true",
-            "auth/approle/role?list=true",
             "pki_int/roles?list=true",
             "secret/metadata?list=true",
         )
         found: dict[str, object] = {path: (server.find(path) or {}).get("data", {}).get("keys") for path in paths_}
+        found["logins"] = {path: auth["config"] for path, auth in server.ask("GET", "sys/auth")["data"].items()}
         found["secret/asterisk"] = server.kv("asterisk")
         found["PostgreSQL"] = self.sql(
             "SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles ORDER BY 1"

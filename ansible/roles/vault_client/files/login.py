@@ -78,7 +78,7 @@ def log_in():
         body = {"role_id": read("role-id"), "secret_id": read("secret-id")}
     except FileNotFoundError:
         raise RefusedError("there is no login yet") from None
-    return patiently(lambda: ask("auth/approle/login", body))["auth"]["client_token"]
+    return patiently(lambda: ask(f"auth/{given.mount}/login", body))["auth"]["client_token"]
 
 
 def check():
@@ -101,7 +101,7 @@ def unwrap():
 
 
 def renew():
-    token, role = log_in(), f"auth/approle/role/{given.role}"
+    token, role = log_in(), f"auth/{given.mount}/role/{given.role}"
     bound = [f"{given.address}/32"] if given.address else []
     body = {"metadata": json.dumps({"machine": given.machine}), "cidr_list": bound, "token_bound_cidrs": bound}
     new = patiently(lambda: ask(f"{role}/secret-id", body, token))["data"]
@@ -113,7 +113,7 @@ def renew():
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-for option in ("url", "ca", "role", "machine", "address"):
+for option in ("url", "ca", "mount", "role", "machine", "address"):
     parser.add_argument(f"--{option}", required=True)
 parser.add_argument("command", choices=["check", "unwrap", "renew"])
 given = parser.parse_args()
