@@ -30,7 +30,7 @@ def provisioned(stack: inventory.Inventory) -> list[Machine]:
 
 def up() -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "invoke", "up"], capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, "-m", "invoke", "up"], capture_output=True, text=True, timeout=1700, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -18,8 +18,8 @@ from voip_stack.vms.connection import errors
 
 Progress = Callable[[str, str], None]  # a machine's name, what happens to it
 
-# Seconds from start to ready. An emulated machine has taken 240 beside two busy ones.
-TIMEOUTS = {"kvm": 90, "hvf": 90, "tcg": 600}
+# Seconds from start to ready. An emulated machine has taken 530 beside two busy ones, on a slow computer.
+TIMEOUTS = {"kvm": 90, "hvf": 90, "tcg": 900}
 _TRY = 15  # seconds for one ssh; under emulation a login takes one to three
 _UP = 30  # seconds for one look at the boot's end; between two looks a stopped command ends
 
