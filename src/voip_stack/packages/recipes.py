@@ -84,10 +84,13 @@ def debian_source(
         phases=(("source", sources), ("build dependencies", dependencies), ("compilation", compilation)),
         environment=(
             ("DEB_BUILD_PROFILES", "nodoc nocheck"),
-            ("DEB_BUILD_OPTIONS", "nodoc nocheck noautodbgsym"),
-            # We serve no debug symbols: making none is faster.
-            ("DEB_CFLAGS_APPEND", "-g0"),
-            ("DEB_CXXFLAGS_APPEND", "-g0"),
+            # noopt: no -O3 of the package's own; -O1 takes two thirds of the time. We serve no debug symbols.
+            ("DEB_BUILD_OPTIONS", "nodoc nocheck noautodbgsym noopt"),
+            ("DEB_CPPFLAGS_APPEND", "-D_FORTIFY_SOURCE=2"),  # of Debian's hardening, what noopt takes away
+            ("DEB_CFLAGS_APPEND", "-g0 -O1"),
+            ("DEB_CXXFLAGS_APPEND", "-g0 -O1"),
+            # An emulated guest unpacks it in a fraction of the time that xz takes.
+            ("DPKG_DEB_COMPRESSOR_TYPE", "zstd"),
         ),
     )
 
@@ -127,7 +130,14 @@ def go_module(name: str, version: str, go: str, tags: str, roles: tuple[str, ...
         name=name,
         keep=(name,),
         phases=(("compiler", tools), ("compilation", compilation), ("package", package)),
-        environment=(("CGO_ENABLED", "0"), ("GOTOOLCHAIN", "local"), ("GOTMPDIR", "/build")),
+        environment=(
+            ("CGO_ENABLED", "0"),
+            ("GOTOOLCHAIN", "local"),
+            ("GOTMPDIR", "/build"),
+            # The compiler tidies its memory less often, which is an eighth of its work; the linker would take 5 GiB.
+            ("GOGC", "400"),
+            ("GOMEMLIMIT", "2GiB"),
+        ),
         roles=roles,
         source=True,
     )
