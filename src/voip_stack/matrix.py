@@ -44,6 +44,7 @@ class Run:
     step: str = ""  # the step that it is at
     process: subprocess.Popen[str] | None = None
     late: bool = False
+    cancelled: bool = False  # with the whole matrix: nobody asks why it failed
 
     @property
     def seconds(self) -> float:
@@ -51,7 +52,7 @@ class Run:
 
     def stop(self, late: bool = False) -> None:
         """End Molecule and what it has started; `late`: because its time is over."""
-        self.late = late
+        self.late, self.cancelled = late, not late
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
 
@@ -94,7 +95,7 @@ def changed(base: str = "main") -> list[str]:
 
 
 def test(run: Run, tell: threading.Lock) -> None:
-    """`molecule destroy` and `molecule test`, their output in the run's log. A failed run's guests stay as they are."""
+    """`molecule destroy` and `molecule test`, their output in the run's log. A failed run is told; its guests stay."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     late = threading.Timer(SECONDS, run.stop, kwargs={"late": True})
     late.start()
@@ -117,6 +118,18 @@ def test(run: Run, tell: threading.Lock) -> None:
             with run.log.open("a") as file:
                 file.write(error.stdout + error.stderr)
             run.failed = "destroy"
+    if run.failed and not run.cancelled:
+        told = explain(run)
+        with tell:
+            ui.say(told)
+
+
+def explain(run: Run) -> str:
+    """Why `run` failed, for a person."""
+    # Before the step "destroy" is done, the guests are not this run's.
+    looks = [] if run.failed == "destroy" else [evidence(run.role)]
+    said = reason(run.log.read_text())
+    return "\n".join([f"\n{run.role} failed at {run.failed}:", *said, *looks, f"    the whole log: {run.log}", ""])
 
 
 def _run(run: Run, arguments: list[str], file: TextIO, tell: threading.Lock) -> None:
@@ -227,12 +240,6 @@ def main() -> None:
         for run in runs:
             run.stop()
         raise
-    for run in runs:
-        if run.failed:
-            ui.say(f"\n{run.role} failed at {run.failed}:")
-            # Before that step, the guests are not this run's.
-            looks = [] if run.failed == "destroy" else [evidence(run.role)]
-            ui.say("\n".join([*reason(run.log.read_text()), *looks, f"    the whole log: {run.log}", ""]))
     junit(runs, paths.REPOSITORY / "junit" / "molecule.xml")
     rows = [
         (r.role, f"failed: {r.failed}" if r.failed else "passed", sum(r.tests.values()), f"{r.seconds:7.0f}")

@@ -180,6 +180,46 @@ def test_a_run_that_ends_early_is_at_a_step(tmp_path: Path) -> None:
     assert run.step == "converge"
 
 
+@pytest.fixture
+def molecule_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Molecule whose destroy succeeds, and whose test fails once the file of this path is there."""
+    program, may_fail = tmp_path / "molecule", tmp_path / "may-fail"
+    program.write_text(
+        "#!/bin/sh\n[ $1 = destroy ] && exit\necho 'INFO     [redis > converge] Executing'\n"
+        f"until [ -e {may_fail} ]; do sleep 0.05; done\necho '[ERROR]: no such port'; exit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(matrix, "molecule", lambda: str(program))
+    monkeypatch.setattr(matrix, "evidence", lambda role: f"    the journal of {role}")
+    return may_fail
+
+
+def test_a_failure_is_told_when_it_happens(
+    molecule_fails: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    molecule_fails.touch()
+    run = matrix.Run("redis", tmp_path / "log")
+    matrix.test(run, threading.Lock())
+    assert run.failed == "converge"
+    said = capsys.readouterr().out
+    assert "redis failed at converge:\n    [ERROR]: no such port\n    the journal of redis\n" in said
+
+
+def test_of_a_run_that_was_ended_nobody_is_told_why_it_failed(
+    molecule_fails: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not molecule_fails.exists()
+    run = matrix.Run("redis", tmp_path / "log")
+    thread = threading.Thread(target=matrix.test, args=(run, threading.Lock()))
+    thread.start()
+    assert Deadline(10).wait(lambda: run.step == "converge", every=0.05)
+    run.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert run.failed == "converge"
+    assert capsys.readouterr().out == ""
+
+
 def test_what_was_wrong_is_said_without_the_rest() -> None:
     assert [line.strip() for line in matrix.reason(PLAIN)] == [
         "E       assert 401 == 200",
