@@ -99,6 +99,11 @@ def stale(machines: Sequence[Machine]) -> list[str]:
     return [m.name for m in machines if found[m.name] != _digest(m)]
 
 
+def mark(machines: Sequence[Machine]) -> None:
+    """Remember that `machines` are as today's roles, inventory, settings and secrets want them."""
+    _on_each(machines, lambda m: f"mkdir -p {Path(STAMP).parent} && echo {_digest(m)} >{STAMP}")
+
+
 def _check(limit: str, names: Sequence[str]) -> None:
     stack = inventory.load()
     for name in filter(None, limit.split(",")):
@@ -157,7 +162,7 @@ def run(
     if done.returncode != 0:
         raise _failure(report)
     if whole:
-        _on_each(machines, lambda m: f"mkdir -p {Path(STAMP).parent} && echo {_digest(m)} >{STAMP}")
+        mark(machines)
     return report
 
 

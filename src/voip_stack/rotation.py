@@ -49,7 +49,9 @@ def rotate(component: str, tell: Tell) -> None:
     """
     chosen = _select(component)
     stack = inventory.load()
-    vms.require_running(list(stack.machines.values()))
+    machines = list(stack.machines.values())
+    vms.require_running(machines)
+    stale = provision.stale(machines)
     old = {secret.name: secrets.get(secret.name) for secret in chosen}  # the store answers: else nothing is begun
     new = {secret.name: secrets.generate() for secret in chosen}
     servers = [server for server in _SERVERS if any(name.startswith(f"{server}_") for name in new)]
@@ -68,6 +70,8 @@ def rotate(component: str, tell: Tell) -> None:
     if "redis" in servers and not stack.devstack:
         tell("the old password of redis is worth nothing any more")
         provision.run(limit="infra", only_tags="redis")
+    # What was as it should be is so again: `up` need not look at every setting.
+    provision.mark([machine for machine in machines if machine.name not in stale])
 
 
 def _tell_servers(servers: Sequence[str], new: dict[str, str]) -> None:
@@ -137,7 +141,7 @@ def status() -> list[tuple[str, str, str]]:
         rows.append((secret.name, f"secret/{secret.path}: {secret.field}", made))
     rows += _certificates("pki, pki_int")
     for name in secrets.classes():
-        rows += [(f"login of {machine}", f"AppRole {name}-vm-role", end) for machine, end in _logins(server, name)]
+        rows += [(f"login of {machine}", f"AppRole {infra.role(name)}", end) for machine, end in _logins(server, name)]
     return rows
 
 
@@ -154,7 +158,7 @@ def _state(server: vault.Vault) -> str:
 
 def _logins(server: vault.Vault, name: str) -> list[tuple[str, str]]:
     """The secret_ids of a class: machine, and when it ends."""
-    path = f"auth/approle/role/{name}-vm-role"
+    path = infra.role_path(name)
     listed = server.find(f"{path}/secret-id?list=true") or {"data": {"keys": []}}
     found = []
     for accessor in listed["data"]["keys"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from voip_stack import inventory, provision, vms
+from voip_stack import inventory, provision, rotation, secrets, vms
 
 
 @pytest.fixture
@@ -75,3 +75,18 @@ def test_a_run_with_variables_of_its_own_leaves_machines_stale(
     monkeypatch.setattr(provision.packages, "ensure", lambda *_: None)
     provision.run(**options)
     assert said == told
+
+
+def test_after_a_rotation_machines_are_as_stale_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[str] = []
+    kept = {"asterisk_ami_secret": "old"}
+    monkeypatch.setattr(vms, "require_running", lambda _: None)
+    monkeypatch.setattr(provision, "run", lambda **_: None)  # secrets in files are written by roles
+    monkeypatch.setattr(provision, "stale", lambda _: ["media-1"])
+    monkeypatch.setattr(provision, "mark", lambda machines: marked.extend(m.name for m in machines))
+    monkeypatch.setattr(secrets, "get", lambda name: kept.get(name, "old"))
+    monkeypatch.setattr(secrets, "put", kept.__setitem__)
+    monkeypatch.setattr(rotation, "_await_delivery", lambda *_: None)
+    rotation.rotate("asterisk", lambda _: None)
+    assert kept["asterisk_ami_secret"] != "old"
+    assert sorted(marked) == sorted({*inventory.load().machines} - {"media-1"})
