@@ -1,10 +1,13 @@
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 from itertools import count
+from pathlib import Path
 
 import pytest
 
-from voip_stack.calls import audio, ladder
-from voip_stack.calls.capture import PCMA, Recording, Rtp, Sip, Stream, parse
+from voip_stack.calls import audio, capture, ladder
+from voip_stack.calls.capture import PCMA, Capture, Recording, Rtp, Sip, Stream, parse
+from voip_stack.calls.phone import Phone
 
 A, SIP_OUT, SIP_IN, PBX, B = "192.168.65.101", "192.168.65.10", "192.168.64.10", "192.168.64.30", "192.168.65.102"
 COLUMNS = {A: "phone A", SIP_OUT: "sip-1", SIP_IN: "sip-1", PBX: "pbx-1", B: "phone B"}
@@ -41,6 +44,27 @@ def test_rtp_is_told_from_other_datagrams() -> None:
     (found,) = parse(rows).streams
     assert found.packets == (Rtp(1.0, 7, 160, 8, b"\xd5" * 160),)
     assert len(parse(rows).heard(B)) == audio.PACKET
+
+
+def test_a_capture_of_some_phones_leaves_the_others_out(tmp_path: Path) -> None:
+    phones = [Phone("2901", "", IPv4Address(address), proxy=IPv4Address(SIP_OUT)) for address in (A, B)]
+    assert Capture(tmp_path / "c", ["eth0"]).filter == "(udp or tcp port 5060)"
+    assert Capture(tmp_path / "c", ["eth0"], phones).filter == f"(udp or tcp port 5060) and (host {A} or host {B})"
+
+
+def test_what_was_captured_is_decoded_again_only_when_more_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def decode(file: Path) -> Recording:
+        decoded.append(file.stat().st_size)
+        return Recording((), ())
+
+    monkeypatch.setattr(capture, "decode", decode)
+    running = Capture(tmp_path / "c", ["eth0"])
+    for content in ("a", "a", "ab"):
+        running.file.write_text(content)
+        assert running.recording() == Recording((), ())
+    assert decoded == [1, 2]
 
 
 def flow(*lines: str) -> Recording:
