@@ -95,7 +95,7 @@ def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhi
         calls.Capture(phones=(caller, callee)) as capture,
         callee.answer(seconds=1700) as answering,
         caller.call(callee.number, seconds=1700) as calling,
-        nine.call("600", seconds=1700, count=9, at_once=9) as others,
+        nine.stay("600", seconds=1700, count=9) as others,
     ):
         try:
             calling.wait_for("answered")

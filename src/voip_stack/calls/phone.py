@@ -75,6 +75,15 @@ class Phone:
         lifetime = 130 + seconds * count
         return self._run(scenario, "answered", to=to, talk=seconds, lifetime=lifetime, count=count, at_once=at_once)
 
+    def stay(self, to: str, seconds: float, count: int = 1) -> Leg:
+        """Be in `count` calls to `to` at once until the far end hangs up, for `seconds` at the most.
+
+        As a phone does that leaves silence out, it sends its tone for a second every 20 s. Events of each call:
+        ringing, answered.
+        """
+        lifetime = 130 + seconds
+        return self._run("uac_call", "answered", to=to, lifetime=lifetime, count=count, at_once=count, quiet=True)
+
     def dial(self, to: str, digits: str, seconds: float = 10) -> Leg:
         """Like call(), without a tone, sending `digits` as RFC 4733 events 1.5 s after the answer."""
         return self._run("uac_dtmf", "answered", to=to, digits=digits, talk=seconds, lifetime=135 + seconds)
@@ -124,6 +133,7 @@ class Phone:
         keys: dict[str, object] | None = None,
         count: int = 1,
         at_once: int = 1,
+        quiet: bool = False,
     ) -> Leg:
         domain = inventory.load().domain
         credentials = f"[authentication username={self.login or self.number} password={self.password}]"
@@ -147,4 +157,5 @@ class Phone:
             lifetime=lifetime,
             count=count,
             at_once=at_once,
+            quiet=quiet,
         )

@@ -64,6 +64,7 @@ class Leg:
         lifetime: float,
         count: int = 1,
         at_once: int = 1,
+        quiet: bool = False,
     ) -> None:
         """Start SIPp. `phase` and `talk` are the scenario's pauses and its talk (-d, -recv_timeout), in seconds.
 
@@ -116,6 +117,7 @@ class Leg:
         argv += ["-trace_logs", "-log_file", "events.log", "-timeout", f"{int(lifetime + _GRACE)}", "-timeout_error"]
         argv += ["-d", str(int(phase * 1000))]
         argv += ["-recv_timeout", str(int(talk * 1000))] if talk else []
+        argv += ["-set", "quiet", "1"] if quiet else []
         argv += [word for key, value in keys.items() for word in ("-key", key, str(value))]
         argv += ["-t", {"udp": "u1", "tcp": "t1", "tls": "t1"}[transport]]
         self._deadline = Deadline(lifetime + _GRACE + 5)
