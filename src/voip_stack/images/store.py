@@ -43,12 +43,13 @@ def root() -> Path:
 
 
 def digest(*parts: object) -> str:
-    """A short key of text and of files; a directory counts with every file in it."""
+    """A short key of text and of files; a directory counts with every file in it but what Python has compiled."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            files = sorted(f for f in part.rglob("*") if f.is_file()) if part.is_dir() else [part]
-            for file in files:
+            for file in sorted(part.rglob("*")) if part.is_dir() else [part]:
+                if file.is_dir() or file.suffix == ".pyc":
+                    continue
                 total.update(str(file.relative_to(part)).encode() + b"\0" + file.read_bytes() + b"\0")
         else:
             total.update(repr(part).encode() + b"\0")
