@@ -79,7 +79,7 @@ class Phone:
         """Be in `count` calls to `to` at once until the far end hangs up, for `seconds` at the most.
 
         As a phone does that leaves silence out, it sends its tone for a second every 20 s. Events of each call:
-        ringing, answered.
+        ringing, answered, silent each time.
         """
         lifetime = 130 + seconds
         return self._run("uac_call", "answered", to=to, lifetime=lifetime, count=count, at_once=count, quiet=True)
