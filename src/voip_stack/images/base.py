@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -42,7 +43,14 @@ PACKAGES = (
 )
 
 # What the guest needs to find its root: a small initrd boots seconds faster under emulation.
-INITRD_MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net", "virtio_rng", "ext4", "isofs")
+INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+
+# With its modules named and its root a device of the kernel's, an initrd has no work for udev, which would go through
+# all devices, as it does again behind it: a sixth of an emulated boot. For initramfs-tools(7), udev is an extra.
+_NO_UDEV = """#!/bin/sh
+[ "$1" = prereqs ] && exit
+cd "$DESTDIR" && rm -r scripts/init-*/udev usr/bin/udevadm usr/lib/systemd usr/lib/udev
+"""
 
 KERNEL_ARGS = "root=/dev/vda rw net.ifnames=0 quiet loglevel=4"
 
@@ -54,6 +62,7 @@ _HOOKS = (
     # No name servers are to be had in the lab: names come from /etc/hosts.
     'printf "127.0.0.1 localhost\\n" > "$1"/etc/hosts',
     'printf "MODULES=list\\nCOMPRESS=zstd\\n" > "$1"/etc/initramfs-tools/conf.d/voip-stack',
+    f'cd "$1"/etc/initramfs-tools/hooks && printf %s {shlex.quote(_NO_UDEV)} > no-udev && chmod +x no-udev',
     'chroot "$1" systemctl enable systemd-networkd.service',
     'chroot "$1" update-initramfs -u -k all',
     # Locale and translations of no use on a server without a person at its console.
