@@ -29,7 +29,7 @@ def new(name: str, repository: Path = paths.REPOSITORY) -> list[Path]:
             raise VoipError(f"{target.relative_to(repository)} is there already", "choose another name")
     made = []
     for source, target in targets.items():
-        for file in sorted(f for f in source.rglob("*") if f.is_file()):
+        for file in sorted(f for f in source.rglob("*") if f.is_file() and f.suffix != ".pyc"):
             path = target / str(file.relative_to(source)).replace(_NAME, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(file.read_text().replace(_NAME, name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import py_compile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,14 @@ def test_a_new_role_has_everything_under_its_own_name(tmp_path: Path) -> None:
     assert tmp_path / "ansible/roles/nfs_server/templates/nfs_server.service.j2" in made
     assert tmp_path / "molecule/nfs_server/test_nfs_server.py" in made
     assert not any("skeleton" in file.read_text() for file in made)
+
+
+def test_what_python_has_compiled_of_the_skeleton_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skeleton = tmp_path / "skeleton"
+    shutil.copytree(roles.SKELETON, skeleton)
+    monkeypatch.setattr(roles, "SKELETON", skeleton)
+    py_compile.compile(str(skeleton / "scenario/test_skeleton.py"), doraise=True)
+    assert not any(file.suffix == ".pyc" for file in roles.new("nfs_server", tmp_path))
 
 
 def test_its_specification_mirrors_its_defaults(tmp_path: Path) -> None:
