@@ -61,14 +61,14 @@ def unit(session: nox.Session) -> None:
 def molecule(session: nox.Session) -> None:
     """Each role alone on guests of its own: `-- ROLE ...`, `-- --changed`, `-- --jobs 1`."""
     install(session)
-    session.run("python", "-m", "voip_stack.matrix", *session.posargs, env=dict(os.environ))
+    session.run("python", "-m", "voip_stack.roletest.runner", *session.posargs, env=dict(os.environ))
 
 
 @nox.session(default=False)
 def mutants(session: nox.Session) -> None:
     """Roles broken on purpose (molecule/mutants.yml): each break must turn its scenario red. `-- ROLE ...`."""
     install(session)
-    session.run("python", "-m", "voip_stack.mutants", *session.posargs, env=dict(os.environ))
+    session.run("python", "-m", "voip_stack.roletest.mutants", *session.posargs, env=dict(os.environ))
 
 
 @nox.session(default=False)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import testinfra
 
-from voip_stack.scenarios import REBOOTED
+from voip_stack.roletest.scenarios import REBOOTED
 from voip_stack.vms import ssh
 
 sys.path.insert(0, str(Path(__file__).parent / "shared"))

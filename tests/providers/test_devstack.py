@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from voip_stack import calls, guests, images, inventory, lab, packages, paths, provision, scenarios, vault, vms
+from voip_stack import calls, images, inventory, lab, packages, paths, provision, vault, vms
 from voip_stack.inventory import Machine
+from voip_stack.roletest import scenarios, slots
 
 DOUBLE = Path(__file__).with_name("double.yml")
 NAME = "devstack"
@@ -88,8 +89,8 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Double]:
     directory = tmp_path_factory.mktemp("devstack")
     packages.proxy.start(lab.current().package_addresses)
     packages.ensure("vault")
-    wanted = guests.Wanted("devstack-1", images.PEERS, memory_mib=1536, networks=("internal",))
-    machine = guests.create(NAME, [wanted], lambda _: None)["devstack-1"]
+    wanted = slots.Wanted("devstack-1", images.PEERS, memory_mib=1536, networks=("internal",))
+    machine = slots.create(NAME, [wanted], lambda _: None)["devstack-1"]
     try:
         hosts = directory / "inventory.json"
         hosts.write_text(json.dumps({"all": {"hosts": {"devstack-1": scenarios.reach(machine)}}}))
@@ -113,7 +114,7 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Double]:
         made = Double(machine, provision.environment() | settings)
         yield replace(made, before=made.contents())
     finally:
-        guests.destroy(NAME, lambda _: None)
+        slots.destroy(NAME, lambda _: None)
 
 
 def test_what_is_missing_is_told_before_anything_is_made(double: Double) -> None:

@@ -13,10 +13,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from voip_stack import guests, matrix, mutants, scenarios
 from voip_stack.deadline import Deadline
 from voip_stack.errors import HostError, InventoryError, VmError
-from voip_stack.guests import Owner, Wanted
+from voip_stack.roletest import mutants, runner, scenarios, slots
+from voip_stack.roletest.slots import Owner, Wanted
 
 HOSTS = """
 all:
@@ -58,9 +58,9 @@ def test_a_scenario_without_guests_is_refused(tmp_path: Path) -> None:
 
 
 def test_slots_have_addresses_and_macs_of_their_own() -> None:
-    machines = [guests.slot(name, Wanted("any")) for name in guests.slot_names()]
+    machines = [slots.slot(name, Wanted("any")) for name in slots.slot_names()]
     for network in ("internal", "external"):
-        assert len({m.addresses[network] for m in machines}) == len({m.macs[network] for m in machines}) == guests.SLOTS
+        assert len({m.addresses[network] for m in machines}) == len({m.macs[network] for m in machines}) == slots.SLOTS
     assert str(machines[0].internal) == "192.168.64.201"
     assert machines[0].macs["internal"].endswith(":c9")
     assert machines[0].image_name == "plain"
@@ -68,12 +68,12 @@ def test_slots_have_addresses_and_macs_of_their_own() -> None:
 
 def test_an_unknown_network_is_named() -> None:
     with pytest.raises(InventoryError, match="no network 'dmz'"):
-        guests.slot("molecule-1", Wanted("any", networks=("dmz",)))
+        slots.slot("molecule-1", Wanted("any", networks=("dmz",)))
 
 
 def test_a_dead_process_owns_nothing() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        started = guests._ps(process.pid, "lstart=")
+        started = slots._ps(process.pid, "lstart=")
         owner = Owner("common", "", "common-1", process.pid, started)
         assert owner.alive
         assert not Owner("common", "", "common-1", process.pid, "Thu Jan  1 00:00:00 1970").alive
@@ -83,27 +83,27 @@ def test_a_dead_process_owns_nothing() -> None:
 
 def test_a_scenario_that_another_process_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        here = str(guests.paths.REPOSITORY)
-        owner = Owner("common", here, "common-1", process.pid, guests._ps(process.pid, "lstart="))
-        monkeypatch.setattr(guests, "owners", lambda _connection: {"molecule-1": owner})
+        here = str(slots.paths.REPOSITORY)
+        owner = Owner("common", here, "common-1", process.pid, slots._ps(process.pid, "lstart="))
+        monkeypatch.setattr(slots, "owners", lambda _connection: {"molecule-1": owner})
         with pytest.raises(VmError, match=f"held by process {process.pid}"):
-            guests._mine(None, "common")
-        assert guests._mine(None, "kamailio") == {}
+            slots._mine(None, "common")
+        assert slots._mine(None, "kamailio") == {}
         process.kill()
-    assert guests._mine(None, "common") == {"molecule-1": owner}
+    assert slots._mine(None, "common") == {"molecule-1": owner}
 
 
 def test_junit_names_the_step_that_failed(tmp_path: Path) -> None:
-    run = matrix.Run("common", tmp_path / "log", [("converge", 3.0), ("verify", 2.0)], Counter(), failed="verify")
-    matrix.junit([run], tmp_path / "out" / "molecule.xml")
+    run = runner.Run("common", tmp_path / "log", [("converge", 3.0), ("verify", 2.0)], Counter(), failed="verify")
+    runner.junit([run], tmp_path / "out" / "molecule.xml")
     suite = ET.fromstring((tmp_path / "out" / "molecule.xml").read_text())[0]  # noqa: S314  # ours
     assert suite.get("failures") == "1"
     assert [case.get("name") for case in suite if len(case)] == ["verify"]
 
 
 def test_junit_has_a_failure_for_what_no_step_was(tmp_path: Path) -> None:
-    run = matrix.Run("common", tmp_path / "log", [("converge", 3.0)], Counter(), failed="verify: not done within 9 s")
-    matrix.junit([run], tmp_path / "molecule.xml")
+    run = runner.Run("common", tmp_path / "log", [("converge", 3.0)], Counter(), failed="verify: not done within 9 s")
+    runner.junit([run], tmp_path / "molecule.xml")
     suite = ET.fromstring((tmp_path / "molecule.xml").read_text())[0]  # noqa: S314  # ours
     assert [case.get("name") for case in suite if len(case)] == ["verify: not done within 9 s"]
     assert suite.get("tests") == str(len(suite)) == "2"
@@ -124,11 +124,11 @@ def test_each_mutant_finds_what_it_breaks(mutant: mutants.Mutant, tmp_path: Path
 
 def test_every_role_has_a_scenario_and_mutants() -> None:
     roles = sorted(d.name for d in mutants._ROLES.iterdir())
-    assert sorted(matrix.scenarios()) == roles
+    assert sorted(runner.scenarios()) == roles
     assert sorted({m.role for m in mutants.load()}) == roles
 
 
-@pytest.mark.parametrize("role", matrix.scenarios())
+@pytest.mark.parametrize("role", runner.scenarios())
 def test_every_scenario_refuses_two_bad_values_and_says_what_to_look_at(role: str) -> None:
     variables = scenarios.variables(role)
     assert len(variables["refused"]) >= 2
@@ -154,7 +154,7 @@ PLAIN = LOG.replace("\x1b[31m", "").replace("\x1b[0m", "")
 
 
 def test_a_run_is_followed_by_what_molecule_says(tmp_path: Path) -> None:
-    run = matrix.Run("kamailio", tmp_path / "log")
+    run = runner.Run("kamailio", tmp_path / "log")
     with (
         subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run.process,
         run.log.open("w") as log,
@@ -162,7 +162,7 @@ def test_a_run_is_followed_by_what_molecule_says(tmp_path: Path) -> None:
         assert run.process.stdin
         run.process.stdin.write(LOG)
         run.process.stdin.close()
-        matrix._follow(run, log, threading.Lock())
+        runner._follow(run, log, threading.Lock())
     assert run.log.read_text() == PLAIN
     assert [step for step, _ in run.steps] == ["destroy", "converge", "verify"]
     assert run.failed == "verify"
@@ -170,13 +170,13 @@ def test_a_run_is_followed_by_what_molecule_says(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_early_is_at_a_step(tmp_path: Path) -> None:
-    run = matrix.Run("kamailio", tmp_path / "log")
+    run = runner.Run("kamailio", tmp_path / "log")
     lines = "INFO     [kamailio > converge] Executing\n"
     with (
         subprocess.Popen(["echo", "-n", lines], stdout=subprocess.PIPE, text=True) as run.process,
         run.log.open("w") as log,
     ):
-        matrix._follow(run, log, threading.Lock())
+        runner._follow(run, log, threading.Lock())
     assert run.step == "converge"
 
 
@@ -189,8 +189,8 @@ def molecule_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"until [ -e {may_fail} ]; do sleep 0.05; done\necho '[ERROR]: no such port'; exit 1\n"
     )
     program.chmod(0o755)
-    monkeypatch.setattr(matrix, "molecule", lambda: str(program))
-    monkeypatch.setattr(matrix, "evidence", lambda role: f"    the journal of {role}")
+    monkeypatch.setattr(runner, "molecule", lambda: str(program))
+    monkeypatch.setattr(runner, "evidence", lambda role: f"    the journal of {role}")
     return may_fail
 
 
@@ -198,8 +198,8 @@ def test_a_failure_is_told_when_it_happens(
     molecule_fails: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     molecule_fails.touch()
-    run = matrix.Run("redis", tmp_path / "log")
-    matrix.test(run, threading.Lock())
+    run = runner.Run("redis", tmp_path / "log")
+    runner.test(run, threading.Lock())
     assert run.failed == "converge"
     said = capsys.readouterr().out
     assert "redis failed at converge:\n    [ERROR]: no such port\n    the journal of redis\n" in said
@@ -209,8 +209,8 @@ def test_of_a_run_that_was_ended_nobody_is_told_why_it_failed(
     molecule_fails: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert not molecule_fails.exists()
-    run = matrix.Run("redis", tmp_path / "log")
-    thread = threading.Thread(target=matrix.test, args=(run, threading.Lock()))
+    run = runner.Run("redis", tmp_path / "log")
+    thread = threading.Thread(target=runner.test, args=(run, threading.Lock()))
     thread.start()
     assert Deadline(10).wait(lambda: run.step == "converge", every=0.05)
     run.stop()
@@ -221,7 +221,7 @@ def test_of_a_run_that_was_ended_nobody_is_told_why_it_failed(
 
 
 def test_what_was_wrong_is_said_without_the_rest() -> None:
-    assert [line.strip() for line in matrix.reason(PLAIN)] == [
+    assert [line.strip() for line in runner.reason(PLAIN)] == [
         "E       assert 401 == 200",
         "FAILED test_kamailio.py::test_a_phone_registers - assert 401 == 200",
     ]
@@ -237,7 +237,7 @@ Origin: molecule/shared/tasks/library.yml:11:3
 
 fatal: [localhost]: FAILED! => {"msg": "error: the scenario common is held by process 7"}
 """
-    assert [line.strip() for line in matrix.reason(log)] == [
+    assert [line.strip() for line in runner.reason(log)] == [
         "[ERROR]: Task failed: Action failed: error: the scenario common is held by process 7",
         "wait for it to end, or end it: kill 7",
     ]
@@ -260,8 +260,8 @@ def test_a_break_is_caught_by_a_test_or_a_task_and_by_nothing_else(command: str,
 
 def test_too_little_memory_is_said_before_anything_starts() -> None:
     with pytest.raises(HostError, match="2 guests need 2000512 MiB of memory"):
-        guests._require_memory([Wanted("a", memory_mib=1_000_000), Wanted("b", memory_mib=1_000_000)])
-    guests._require_memory([])
+        slots._require_memory([Wanted("a", memory_mib=1_000_000), Wanted("b", memory_mib=1_000_000)])
+    slots._require_memory([])
 
 
 def test_the_orphans_of_a_killed_run_are_ended_and_nobody_else() -> None:
@@ -275,8 +275,8 @@ def test_the_orphans_of_a_killed_run_are_ended_and_nobody_else() -> None:
             child = int(leader.stdout.readline())
             if fate == "dies":
                 leader.wait()
-            guests._end_orphans(Owner("common", "", "common-1", leader.pid, "some time"))
-            gone = Deadline(5).wait(lambda pid=child: guests._ps(pid, "stat=")[:1] in ("", "Z"), every=0.05)
+            slots._end_orphans(Owner("common", "", "common-1", leader.pid, "some time"))
+            gone = Deadline(5).wait(lambda pid=child: slots._ps(pid, "stat=")[:1] in ("", "Z"), every=0.05)
             assert gone == (fate == "dies")
             if not gone:
                 os.killpg(leader.pid, signal.SIGKILL)

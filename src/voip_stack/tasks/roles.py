@@ -3,12 +3,13 @@
 from invoke.context import Context
 from invoke.tasks import task
 
-from voip_stack import paths, roles, ui
+from voip_stack import paths, ui
+from voip_stack.roletest import skeleton
 
 
 @task(positional=["name"], help={"name": "small letters, digits and _"})
 def new(_c: Context, name: str) -> None:
     """Make a role with its scenario that pass as they are: a place to start from."""
-    for file in roles.new(name):
+    for file in skeleton.new(name):
         ui.say(str(file.relative_to(paths.REPOSITORY)))
     ui.say(f"Next: molecule test -s {name}. Then put your daemon in place of the echo (docs/roles.md).")

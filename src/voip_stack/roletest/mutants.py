@@ -20,8 +20,9 @@ from pathlib import Path
 
 import yaml
 
-from voip_stack import cli, guests, matrix, paths, scenarios, settings, ui, vms
+from voip_stack import cli, paths, settings, ui, vms
 from voip_stack.errors import VoipError
+from voip_stack.roletest import runner, scenarios, slots
 
 TABLE = paths.REPOSITORY / "molecule" / "mutants.yml"
 _ROLES = paths.ANSIBLE / "roles"
@@ -68,7 +69,7 @@ def _molecule(command: str, role: str, roles: Path) -> tuple[int | None, str]:
     environment = {**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTEST_ADDOPTS": "--exitfirst"}
     environment["ANSIBLE_ROLES_PATH"] = f"{roles}:{_ROLES}"
     with subprocess.Popen(
-        [*matrix.LEASH, matrix.molecule(), command, "--scenario-name", role],
+        [*runner.LEASH, runner.molecule(), command, "--scenario-name", role],
         cwd=paths.REPOSITORY,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -80,7 +81,7 @@ def _molecule(command: str, role: str, roles: Path) -> tuple[int | None, str]:
     ) as process:
         late = False
         try:
-            output, _ = process.communicate(timeout=matrix.SECONDS)
+            output, _ = process.communicate(timeout=runner.SECONDS)
         except subprocess.TimeoutExpired:
             late = True
             os.killpg(process.pid, signal.SIGTERM)  # Ansible and the tests, too
@@ -117,7 +118,7 @@ def _caught(role: str, roles: Path) -> str:
     for command in ("converge", "verify"):
         status, output = _molecule(command, role, roles)
         if status is None:
-            return f"{command}: not done within {matrix.SECONDS} s"
+            return f"{command}: not done within {runner.SECONDS} s"
         if status != 0:
             found = culprit(command, output)
             if not found:
@@ -138,8 +139,8 @@ def run(role: str, mutants: list[Mutant]) -> list[tuple[Mutant, str, float]]:
         for command in ("destroy", "converge", "verify"):
             if _molecule(command, role, roles)[0] != 0:
                 raise VoipError(f"{role} is red as it is, at {command}", f"mend it first: nox -s molecule -- {role}")
-        there, asked = guests.guests_of(role), scenarios.wanted(scenarios.SCENARIOS / role / "hosts.yml")
-        machines = [guests.slot(there[want.host], want) for want in asked]
+        there, asked = slots.guests_of(role), scenarios.wanted(scenarios.SCENARIOS / role / "hosts.yml")
+        machines = [slots.slot(there[want.host], want) for want in asked]
         vms.snapshot(machines, _SNAPSHOT, lambda _name, _what: None)
         for mutant in mutants:
             begin = time.monotonic()
@@ -150,7 +151,7 @@ def run(role: str, mutants: list[Mutant]) -> list[tuple[Mutant, str, float]]:
             shutil.rmtree(roles / role)
             results.append((mutant, caught, time.monotonic() - begin))
             ui.say(f"  {results[-1][2]:4.0f} s  {mutant.name}: {caught or 'NOT CAUGHT'}")
-        matrix.remove(role)
+        runner.remove(role)
     return results
 
 

@@ -1,8 +1,9 @@
-"""What Molecule calls: `python -m voip_stack.scenarios create|claim|reboot|destroy|login`, in a scenario's environment.
+"""What Molecule calls in a scenario's environment: `python -m voip_stack.roletest.scenarios ACTION`.
 
-Which guests there are stands in the scenario's `hosts.yml`: each host with a variable `guest` is one, and the variable
-holds what differs from a guest's defaults. `create` writes how they are reached into Molecule's own inventory.
-scenario_unit and scenario_check there say what to look at when the first guest's role fails.
+The actions are create, claim, reboot, destroy and login. The scenario's `hosts.yml` lists the guests: each host with a
+variable `guest` is one, and the variable holds what differs from a guest's defaults. `create` writes how they are
+reached into Molecule's own inventory. scenario_unit and scenario_check there say what to look at when the first
+guest's role fails.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any
 
 import yaml
 
-from voip_stack import cli, guests, lab, packages, paths, provision, settings, ui
+from voip_stack import cli, lab, packages, paths, provision, settings, ui
 from voip_stack.errors import InventoryError
-from voip_stack.guests import Wanted
 from voip_stack.inventory import Machine
+from voip_stack.roletest import slots
+from voip_stack.roletest.slots import Wanted
 from voip_stack.vms import ssh, store
 
 SCENARIOS = paths.REPOSITORY / "molecule"
@@ -78,7 +80,7 @@ def create(scenario: str) -> None:
     packages.proxy.start(lab.current().package_addresses)
     for name in packages.needed_by(roles(scenario)):
         packages.ensure(name)
-    made = guests.create(scenario, asked, ui.say)
+    made = slots.create(scenario, asked, ui.say)
     inventory = {"all": {"hosts": {name: reach(machine) for name, machine in made.items()}}}
     store.write(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory", "guests.json"), json.dumps(inventory))
     Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], REBOOTED).unlink(missing_ok=True)
@@ -103,7 +105,7 @@ def evidence(scenario: str) -> str:
     """Why `scenario` failed, as its guests tell: journals, the configuration's check, the console, the way in."""
     names = [guest.host for guest in wanted(SCENARIOS / scenario / "hosts.yml")]
     looks = variables(scenario)
-    there = guests.guests_of(scenario)
+    there = slots.guests_of(scenario)
     first = there.get(names[0])
     if first is None:
         return "its guests were not made"
@@ -129,16 +131,16 @@ def main() -> None:
         case ["create"]:
             create(scenario)
         case ["claim"]:
-            guests.claim(scenario)
+            slots.claim(scenario)
         case ["reboot"]:
-            guests.reboot(scenario, wanted(Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "hosts.yml"))[0])
+            slots.reboot(scenario, wanted(Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "hosts.yml"))[0])
             Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], REBOOTED).touch()
         case ["destroy"]:
-            guests.destroy(scenario, ui.say)
+            slots.destroy(scenario, ui.say)
         case ["login", machine]:
             os.execvp("ssh", ssh.argv(machine, options=["-t"]))  # noqa: S606  # the user's own ssh
         case _:
-            sys.exit("usage: python -m voip_stack.scenarios create|claim|reboot|destroy|login MACHINE")
+            sys.exit("usage: python -m voip_stack.roletest.scenarios create|claim|reboot|destroy|login MACHINE")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from xml.etree import ElementTree as ET
 
 from voip_stack import cli, paths, settings, ui
 from voip_stack.errors import VoipError
-from voip_stack.scenarios import SCENARIOS, evidence, roles, variables
+from voip_stack.roletest.scenarios import SCENARIOS, evidence, roles, variables
 
 SECONDS = 2400  # for one scenario, from destroy to destroy; the longest takes half of it on two idle cores
 _STEP = re.compile(r"\[\w+ > (\w+)\] (Executing$|Executed: (\w+))")

@@ -1,0 +1,1 @@
+"""Tests of one role: guests in slots, Molecule's scenarios, their runner, its evidence, breaks, new roles."""
