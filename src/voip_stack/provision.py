@@ -16,6 +16,7 @@ from typing import Any
 
 from voip_stack import images, inventory, lab, packages, paths, secrets, settings, vms
 from voip_stack.errors import ProvisionError
+from voip_stack.host import speed
 from voip_stack.images.store import digest
 from voip_stack.inventory import Machine
 
@@ -47,6 +48,8 @@ def mitogen_strategy_plugins() -> Path | None:
 def environment() -> dict[str, str]:
     """The environment that Ansible runs in here: our configuration, the settings, Mitogen where it is to be had."""
     values = {**os.environ, **settings.load().environment(), "ANSIBLE_CONFIG": str(paths.ANSIBLE / "ansible.cfg")}
+    # For a connection. Several emulated guests that are asked at once answer late on a slow computer.
+    values |= {"ANSIBLE_TIMEOUT": str(round(speed.patient(60)))}
     plugins = mitogen_strategy_plugins()
     if plugins:
         values |= {"ANSIBLE_STRATEGY_PLUGINS": str(plugins), "VOIP_STRATEGY": "mitogen_host_pinned"}

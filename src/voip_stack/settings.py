@@ -40,6 +40,7 @@ class Settings:
     package_proxy_port: int = 3143
     mitogen: bool = True
     boot_timeout: int = 0  # seconds for a machine to be ready; 0: by accelerator
+    slowness: float = 0.0  # how many times slower than a fast computer time-outs are to expect this one; 0: measured
 
     def environment(self) -> dict[str, str]:
         """The settings as environment variables, for Ansible."""
@@ -91,6 +92,12 @@ def _seconds(text: str) -> int:
     return int(text)
 
 
+def _factor(text: str) -> float:
+    if not re.fullmatch(r"\d{1,3}(\.\d+)?", text):
+        raise ValueError("must be a number, such as 4 or 2.5")
+    return float(text)
+
+
 def _yes(text: str) -> bool:
     if text not in ("yes", "no"):
         raise ValueError("must be yes or no")
@@ -127,6 +134,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "package_proxy_port": _proxy_port,
     "mitogen": _yes,
     "boot_timeout": _seconds,
+    "slowness": _factor,
 }
 
 

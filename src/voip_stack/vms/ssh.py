@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voip_stack import inventory, lab, settings
+from voip_stack.host import speed
 from voip_stack.inventory import Machine
 from voip_stack.vms import store, tools
 
@@ -77,7 +78,7 @@ def write_config(machine: Machine, host_key: Path) -> None:
         "  GSSAPIAuthentication no",
         "  StrictHostKeyChecking yes",
         "  UpdateHostKeys no",
-        "  ConnectTimeout 10",
+        f"  ConnectTimeout {speed.patient(10):.0f}",
         "  ServerAliveInterval 10",
         "  ServerAliveCountMax 6",
         "  LogLevel ERROR",
