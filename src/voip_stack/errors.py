@@ -39,6 +39,10 @@ class PackageError(VoipError):
     """A package could not be built or served."""
 
 
+class UnavailableError(PackageError):
+    """A package that cannot be had here at all, however often one tries."""
+
+
 class VmError(VoipError):
     """A virtual machine could not be made, started, reached or removed."""
 

@@ -199,7 +199,7 @@ def test_a_failure_is_told_when_it_happens(
 ) -> None:
     molecule_fails.touch()
     run = runner.Run("redis", tmp_path / "log")
-    runner.test(run, threading.Lock())
+    runner.test(run, threading.Lock(), None)
     assert run.failed == "converge"
     said = capsys.readouterr().out
     assert "redis failed at converge:\n    [ERROR]: no such port\n    the journal of redis\n" in said
@@ -210,7 +210,7 @@ def test_of_a_run_that_was_ended_nobody_is_told_why_it_failed(
 ) -> None:
     assert not molecule_fails.exists()
     run = runner.Run("redis", tmp_path / "log")
-    thread = threading.Thread(target=runner.test, args=(run, threading.Lock()))
+    thread = threading.Thread(target=runner.test, args=(run, threading.Lock(), None))
     thread.start()
     assert Deadline(10).wait(lambda: run.step == "converge", every=0.05)
     run.stop()

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from voip_stack import settings, ui
-from voip_stack.errors import HostError, PackageError
+from voip_stack.errors import HostError, PackageError, UnavailableError
 from voip_stack.packages import proxy, recipes, repository
 
 # Ends with its parent (setpriv), takes all its children along (unshare's pid namespace), and its mounts are its own.
@@ -37,6 +37,8 @@ _ENVIRONMENT = {
     "DEBIAN_FRONTEND": "noninteractive",
 }
 
+_NOT_THERE = re.compile(r"^no version .* of .* in .*$", re.MULTILINE)  # as the recipes say it
+
 # What a log's end says, and what to do about it.
 _CAUSES = (
     (
@@ -61,7 +63,8 @@ _SAY_EVERY = 60  # seconds
 def ensure(name: str, refresh: bool = False) -> Path:
     """The directory with the .debs of package `name`; built when there is none, or anew on `refresh`.
 
-    Takes about 5 minutes on two cores. Raises PackageError with the end of the log, HostError without root.
+    Takes about 5 minutes on two cores. Raises PackageError with the end of the log, UnavailableError when the mirror
+    has no such source, HostError without root.
     """
     recipe = recipes.find(name)
     found = repository.current(name)
@@ -192,6 +195,10 @@ def _failure(name: str, label: str, log: Path) -> PackageError:
     """The error that the end of `log` tells."""
     lines = log.read_text(errors="replace").splitlines()
     end = "\n".join(lines[-40:])
+    if missing := _NOT_THERE.search(end):
+        return UnavailableError(
+            f"{name}: {missing.group()}", f"name another mirror: VOIP_DEBIAN_MIRROR\nthe log: {log}"
+        )
     for pattern, cause, hint in _CAUSES:
         if re.search(pattern, end):
             return PackageError(

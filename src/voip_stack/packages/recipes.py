@@ -182,6 +182,13 @@ def key(name: str) -> str:
     return hashlib.sha256(decided).hexdigest()[:12]
 
 
+def decided(name: str) -> str:
+    """All that we decide about package `name`, the same on every architecture."""
+    recipe = find(name)
+    here = f"Architecture: {architecture()}"
+    return repr((recipe, SUITE)).replace(here, "Architecture:") + "".join(f.read_text() for f in recipe.files)
+
+
 def needed_by(roles: Iterable[str]) -> list[str]:
     """The packages of our own building that `roles` install."""
     return [r.name for r in RECIPES.values() if set(r.roles or (r.name,)) & set(roles)]

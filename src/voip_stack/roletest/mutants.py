@@ -66,7 +66,7 @@ def _molecule(command: str, role: str, roles: Path) -> tuple[int | None, str]:
 
     The status is None when its time ran out. The output is added to the role's log.
     """
-    environment = {**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTEST_ADDOPTS": "--exitfirst"}
+    environment = runner.environment() | {"PYTEST_ADDOPTS": "--exitfirst"}
     environment["ANSIBLE_ROLES_PATH"] = f"{roles}:{_ROLES}"
     with subprocess.Popen(
         [*runner.LEASH, runner.molecule(), command, "--scenario-name", role],

@@ -1,4 +1,4 @@
-"""All scenarios of Molecule, one after the other or a few at a time: progress, a table, JUnit, one summary line."""
+"""Scenarios of Molecule, a few at a time, as the clock allows: progress, a table, JUnit, evidence, one summary line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import TextIO
 from xml.etree import ElementTree as ET
 
-from voip_stack import cli, paths, settings, ui
-from voip_stack.errors import VoipError
-from voip_stack.roletest.scenarios import SCENARIOS, evidence, roles, variables
+from voip_stack import cli, host, packages, paths, settings, ui
+from voip_stack.deadline import Deadline
+from voip_stack.errors import UnavailableError, VoipError
+from voip_stack.host import speed
+from voip_stack.roletest import proven
+from voip_stack.roletest.proven import Proof
+from voip_stack.roletest.scenarios import SCENARIOS, evidence, roles, tested_package
 
-SECONDS = 2400  # for one scenario, from destroy to destroy; the longest takes half of it on two idle cores
+SECONDS = 2400  # for one scenario on a fast computer, from destroy to destroy; the longest takes half of it
+_UNKNOWN = 600  # seconds, on a fast computer, to expect of a scenario that was never proven
 _STEP = re.compile(r"\[\w+ > (\w+)\] (Executing$|Executed: (\w+))")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _TESTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
@@ -45,14 +50,21 @@ class Run:
     process: subprocess.Popen[str] | None = None
     late: bool = False
     cancelled: bool = False  # with the whole matrix: nobody asks why it failed
+    left: str = ""  # why it was not run, or not to its end
+    package: str = ""  # the tested daemon's package and version
 
     @property
     def seconds(self) -> float:
         return sum(seconds for _, seconds in self.steps)
 
-    def stop(self, late: bool = False) -> None:
-        """End Molecule and what it has started; `late`: because its time is over."""
+    @property
+    def result(self) -> str:
+        return f"left: {self.left}" if self.left else f"failed: {self.failed}" if self.failed else "passed"
+
+    def stop(self, late: bool = False, left: str = "") -> None:
+        """End Molecule and what it has started: `late`, because its time is over; `left`, because the run's is."""
         self.late, self.cancelled = late, not late
+        self.left = "" if self.failed else left  # what is red is red, whatever the clock says
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
 
@@ -67,38 +79,22 @@ def molecule() -> str:
 
 
 def scenarios() -> list[str]:
-    """All of them; first those that take longest, so that nobody waits for one at the end."""
-    names = sorted(f.parent.name for f in SCENARIOS.glob("*/molecule.yml"))
-    return sorted(names, key=lambda name: not variables(name).get("scenario_first"))
+    """All of them, by name."""
+    return sorted(f.parent.name for f in SCENARIOS.glob("*/molecule.yml"))
 
 
-def changed(base: str = "main") -> list[str]:
-    """The scenarios whose role, scenario or shared parts differ from branch `base`, uncommitted changes included.
+def test(run: Run, tell: threading.Lock, deadline: Deadline | None) -> None:
+    """`molecule destroy` and `molecule test`, their output in the run's log. A failed run is told; its guests stay.
 
-    Raises VoipError when git does not know `base`.
+    A run that is not done by `deadline` is ended and left.
     """
-    command = ["git", "-C", str(paths.REPOSITORY), "diff", "--name-only", "--merge-base", base]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise VoipError(f"git can't compare with the branch {base}", "name the roles instead", done.stderr)
-    new = ["git", "-C", str(paths.REPOSITORY), "ls-files", "--others", "--exclude-standard"]
-    files = done.stdout.split("\n") + subprocess.run(new, capture_output=True, text=True, check=True).stdout.split("\n")
-    shared = ("molecule/shared/", "molecule/conftest.py", ".config/molecule/", "libvirt/", "src/")
-    every = (*shared, "ansible/ansible.cfg", "ansible/inventory/", "ansible/plugins/")
-    if any(file.startswith(every) for file in files):
-        return scenarios()
-    return [
-        name
-        for name in scenarios()
-        if any(file.startswith((f"molecule/{name}/", *(f"ansible/roles/{r}/" for r in roles(name)))) for file in files)
-    ]
-
-
-def test(run: Run, tell: threading.Lock) -> None:
-    """`molecule destroy` and `molecule test`, their output in the run's log. A failed run is told; its guests stay."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    late = threading.Timer(SECONDS, run.stop, kwargs={"late": True})
-    late.start()
+    seconds = speed.patient(SECONDS)
+    timers = [threading.Timer(seconds, run.stop, kwargs={"late": True})]
+    if deadline:
+        timers.append(threading.Timer(deadline.left, run.stop, kwargs={"left": "the time was over"}))
+    for timer in timers:
+        timer.start()
     try:
         run.log.unlink(missing_ok=True)  # another run of this scenario may still write to it
         with run.log.open("w") as file:
@@ -108,10 +104,13 @@ def test(run: Run, tell: threading.Lock) -> None:
                 if run.failed:
                     break
     finally:
-        late.cancel()
+        for timer in timers:
+            timer.cancel()
     if run.late:
-        run.failed = f"{run.failed}: not done within {SECONDS} s"
+        run.failed = f"{run.failed}: not done within {seconds:.0f} s"
     if not run.failed:
+        run.package = tested_package(run.role)
+    if run.left or not run.failed:
         try:
             remove(run.role)  # at once: idle guests take processor time from the others, and slots
         except subprocess.CalledProcessError as error:
@@ -132,11 +131,17 @@ def explain(run: Run) -> str:
     return "\n".join([f"\n{run.role} failed at {run.failed}:", *said, *looks, f"    the whole log: {run.log}", ""])
 
 
+def environment() -> dict[str, str]:
+    """What Molecule runs in: plain output, and the patience that this computer needs."""
+    patience = {"ANSIBLE_TIMEOUT": str(round(speed.patient(60)))}
+    return {**os.environ, **patience, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false"}
+
+
 def _run(run: Run, arguments: list[str], file: TextIO, tell: threading.Lock) -> None:
     with subprocess.Popen(
         [*LEASH, molecule(), *arguments, "--scenario-name", run.role],
         cwd=paths.REPOSITORY,
-        env={**os.environ, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false", "PYTHONUNBUFFERED": "1"},
+        env={**environment(), "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -212,10 +217,111 @@ def remove(role: str) -> None:
     subprocess.run(command, cwd=paths.REPOSITORY, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
 
 
+def expected(name: str, proofs: dict[str, Proof]) -> float:
+    """Seconds that scenario `name` will take here."""
+    return (proofs[name].seconds if name in proofs else _UNKNOWN) * speed.slowness()
+
+
+def by_evidence(names: list[str], proofs: dict[str, Proof]) -> list[str]:
+    """The scenarios in the order of what a run tells: those that are stale, then the newest proven."""
+    stale = proven.stale(names, proofs)
+    rest = sorted((name for name in names if name not in stale), key=lambda name: proofs[name].date, reverse=True)
+    return [*stale, *rest]
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    if not minutes:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes, such as 25")
+    return minutes
+
+
+class Matrix:
+    """A run of several scenarios: what it starts, in which time, and what it writes down of it."""
+
+    def __init__(self, names: list[str], minutes: float = 0.0) -> None:
+        """`minutes`: what is not done by then is left. 0: as long as it takes."""
+        logs = settings.load().cache_dir / "logs" / "molecule"
+        self.runs = [Run(name, logs / f"{name}.log") for name in names]
+        self.deadline = Deadline(minutes * 60) if minutes else None
+        self.proofs = proven.load()
+        self.unclean = proven.unclean()
+        self.slowness = speed.slowness()
+        self._tell = threading.Lock()
+
+    def run(self, jobs: int) -> None:
+        """Run them, `jobs` at a time; whatever ends this ends them.
+
+        In their order; where all will be done in time, the longest first, so that none runs alone at the end.
+        """
+        seconds = {run.role: expected(run.role, self.proofs) for run in self.runs}
+        if not self.deadline or sum(seconds.values()) / max(1, jobs) < self.deadline.left:
+            self.runs.sort(key=lambda run: -seconds[run.role])
+        pool = concurrent.futures.ThreadPoolExecutor(max(1, jobs))
+        try:
+            for future in [pool.submit(self._one, run) for run in self.runs]:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for run in self.runs:
+                run.stop()
+            raise
+
+    def _one(self, run: Run) -> None:
+        if self.deadline and self.deadline.left < expected(run.role, self.proofs):
+            run.left = "too little time was left"
+            return
+        digest = proven.digest_of(run.role)
+        self._packages(run)
+        if not (run.left or run.failed):
+            test(run, self._tell, self.deadline)
+        if run.failed or run.left or self.unclean:
+            return
+        if proven.digest_of(run.role) != digest:
+            ui.say(f"{run.role} was changed while it ran: not proven")
+            return
+        tests = sum(run.tests.values())
+        seconds = max(1, round(run.seconds / self.slowness))
+        proven.record(run.role, Proof(digest, proven.now(), tests, seconds, host.verdict() or "tcg", run.package))
+
+    def _packages(self, run: Run) -> None:
+        """Have what the scenario's roles install. One that can't be had here leaves it out; a failed build is red."""
+        try:
+            for package in packages.needed_by(roles(run.role)):
+                packages.ensure(package)
+        except UnavailableError as error:
+            run.left = error.message
+        except VoipError as error:
+            run.failed = "packages"
+            with self._tell:
+                ui.say(f"\n{run.role} failed: {error.message}\n{error.details}\n{error.hint}\n")
+
+    def report(self) -> None:
+        """The table, what was left and since when it is proven, and the summary line; JUnit beside them."""
+        junit(self.runs, paths.REPOSITORY / "junit" / "molecule.xml")
+        rows = [(r.role, r.result, sum(r.tests.values()), f"{r.seconds:7.0f}") for r in self.runs]
+        ui.table(["role", "result", "tests", "seconds"], rows)
+        left = [run.role for run in self.runs if run.left]
+        stale = proven.stale(left, self.proofs)
+        for name in left:
+            proof = self.proofs.get(name)
+            now = "" if name not in stale else "not proven as it is now; "
+            ui.say(f"left: {name}: {now}last green {proof}" if proof else f"left: {name}: never proven")
+        if self.unclean and not all(run.left for run in self.runs):
+            ui.say(f"Not written to proven.yml, since these are not committed: {', '.join(self.unclean[:5])}")
+        total = sum((run.tests for run in self.runs if not run.left), Counter[str]())
+        broken = sum(1 for run in self.runs if run.failed and not run.left and run.failed != "verify")
+        skipped = total["skipped"] + len(left)
+        ui.say(f"{total['passed']} passed, {total['failed'] + broken} failed, {skipped} skipped")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s molecule --", description="Test roles on guests of their own.")
-    parser.add_argument("roles", nargs="*", help="scenarios; all when none is named")
-    parser.add_argument("--changed", action="store_true", help="those that differ from the branch main")
+    parser.add_argument("roles", nargs="*", help="scenarios, in this order; all when none is named")
+    parser.add_argument("--stale", action="store_true", help="those that are not proven as they are now")
+    parser.add_argument(
+        "--budget", type=_minutes, default=0.0, metavar="MINUTES", help="the stale ones, then the newest proven"
+    )
     jobs = min(2, os.cpu_count() or 1)
     parser.add_argument("--jobs", type=int, default=jobs, help=f"how many at a time ({jobs})")
     options = parser.parse_args()
@@ -223,34 +329,20 @@ def main() -> None:
     for role in options.roles:
         if role not in known:
             raise VoipError(f"there is no scenario {role!r}", f"the scenarios are: {', '.join(known)}")
-    roles = options.roles or (changed() if options.changed else known)
-    if not roles:
-        ui.say("No role differs from the branch main.")
-        return
+    proofs = proven.load()
+    names = options.roles or known
+    if options.stale:
+        names = proven.stale(names, proofs)
+        if not names:
+            ui.say("All are proven as they are now.\n0 passed, 0 failed, 0 skipped")
+            return
+    elif options.budget and not options.roles:
+        names = by_evidence(names, proofs)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what runs below us ends too
-    begin, tell = time.monotonic(), threading.Lock()
-    logs = settings.load().cache_dir / "logs" / "molecule"
-    runs = [Run(role, logs / f"{role}.log") for role in roles]
-    pool = concurrent.futures.ThreadPoolExecutor(max(1, options.jobs))
-    try:
-        for future in [pool.submit(test, run, tell) for run in runs]:
-            future.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for run in runs:
-            run.stop()
-        raise
-    junit(runs, paths.REPOSITORY / "junit" / "molecule.xml")
-    rows = [
-        (r.role, f"failed: {r.failed}" if r.failed else "passed", sum(r.tests.values()), f"{r.seconds:7.0f}")
-        for r in runs
-    ]
-    ui.table(["role", "result", "tests", "seconds"], rows)
-    total = sum((run.tests for run in runs), Counter[str]())
-    broken = sum(1 for run in runs if run.failed and run.failed != "verify")
-    counts = f"{total['passed']} passed, {total['failed'] + broken} failed, {total['skipped']} skipped"
-    ui.say(f"{counts} in {time.monotonic() - begin:.1f}s")
-    sys.exit(any(run.failed for run in runs))
+    matrix = Matrix(names, options.budget)
+    matrix.run(options.jobs)
+    matrix.report()
+    sys.exit(any(run.failed and not run.left for run in matrix.runs))
 
 
 if __name__ == "__main__":

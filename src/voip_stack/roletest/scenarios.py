@@ -101,6 +101,15 @@ def roles(scenario: str) -> set[str]:
     return set(found(yaml.safe_load((SCENARIOS / scenario / "hosts.yml").read_text())))
 
 
+def tested_package(scenario: str) -> str:
+    """Name and version of `scenario_package` on the tested guest; empty when the scenario names none."""
+    name = variables(scenario).get("scenario_package")
+    if not name:
+        return ""
+    first = slots.guests_of(scenario)[wanted(SCENARIOS / scenario / "hosts.yml")[0].host]
+    return ssh.run(first, "dpkg-query", "--show", "--showformat=${Package} ${Version}", name, timeout=_LOOK).stdout
+
+
 def evidence(scenario: str) -> str:
     """Why `scenario` failed, as its guests tell: journals, the configuration's check, the console, the way in."""
     names = [guest.host for guest in wanted(SCENARIOS / scenario / "hosts.yml")]
