@@ -1,8 +1,14 @@
-"""What the tests of the full stack share. The unit tests use none of it."""
+"""What the tests of the full stack share. The unit tests use none of it.
+
+Tests of calls run side by side in several workers, each with numbers and phone addresses of its own. Tests marked
+`alone` take something away from the stack, or measure all of it: they run one at a time, with nobody beside them.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +17,26 @@ import pytest
 
 from voip_stack import inventory, subscribers, vms
 from voip_stack.calls.phone import TONES_HZ, Phone
+from voip_stack.host import speed
 
 Ssh = Callable[..., str]
 
-NUMBERS = ("2901", "2902", "2903")
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+NUMBERS = tuple(f"29{WORKER}{n}" for n in (1, 2, 3))
+_SECONDS = 20  # that a test takes on a fast computer, unless it is marked with more
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--until", type=float, help="start no test that would not be done by then, in seconds since 1970")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave what there is no time for. The reason names the test: pytest's own summary gives a count alone."""
+    mark = item.get_closest_marker("takes")
+    until = item.config.getoption("--until")
+    if until and time.time() + (mark.args[0] if mark else _SECONDS) * speed.slowness() > until:
+        pytest.skip(f"left, too little time: {item.name}")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -52,8 +74,10 @@ def ssh(stack: inventory.Inventory) -> Ssh:
 
     def run(machine: str, *command: str, check: bool = True) -> str:
         assert machine in stack.machines
-        argv = vms.ssh_argv(machine, "sudo", *command)
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+        argv, seconds = vms.ssh_argv(machine, "sudo", *command), speed.patient(120)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
+        )
         assert not check or done.returncode == 0, f"{machine}: {' '.join(command)}: {done.stderr}"
         return done.stdout
 
@@ -77,8 +101,11 @@ def phones(accounts: dict[str, str], stack: inventory.Inventory, tmp_path: Path)
     """Three phones outside, registered, each with a tone of its own."""
     made = [
         Phone(number, password, address, tone_hz=tone, traces=tmp_path)
-        for (number, password), address, tone in zip(accounts.items(), stack.phones, TONES_HZ, strict=False)
+        for (number, password), address, tone in zip(
+            accounts.items(), stack.phones[WORKER * len(NUMBERS) :], TONES_HZ, strict=False
+        )
     ]
+    assert len(made) == len(NUMBERS), "voip_phones has too few addresses for so many workers"
     for phone in made:
         phone.register()
     yield made

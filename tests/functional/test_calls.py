@@ -11,6 +11,7 @@ from voip_stack.calls.sipp import Refused
 from voip_stack.deadline import Deadline
 
 
+@pytest.mark.core
 def test_a_busy_phone_sounds_busy_to_the_caller(phones: list[Phone]) -> None:
     with phones[1].busy() as callee, phones[0].call(phones[1].number) as caller:
         with pytest.raises(Refused) as caught:
@@ -37,8 +38,9 @@ def test_a_caller_who_gives_up_stops_the_ringing(phones: list[Phone]) -> None:
     assert "cancelled" in callee.events
 
 
+@pytest.mark.core
 def test_the_echo_gives_the_caller_their_own_sound_back(phones: list[Phone]) -> None:
-    with calls.Capture() as capture, phones[0].call("600", seconds=6) as caller:
+    with calls.Capture(phones=phones) as capture, phones[0].call("600", seconds=6) as caller:
         caller.finish()
     heard = capture.heard_by(phones[0])
     assert heard.tone_hz == pytest.approx(phones[0].tone_hz, abs=5)
@@ -46,7 +48,7 @@ def test_the_echo_gives_the_caller_their_own_sound_back(phones: list[Phone]) -> 
 
 
 def test_three_in_a_conference_hear_each_other(phones: list[Phone]) -> None:
-    with calls.Capture() as capture:
+    with calls.Capture(phones=phones) as capture:
         legs = [phone.call("8000", seconds=14) for phone in phones]
         try:
             for leg in legs:
@@ -61,7 +63,11 @@ def test_three_in_a_conference_hear_each_other(phones: list[Phone]) -> None:
 
 
 def test_hold_silences_and_resume_brings_the_sound_back(phones: list[Phone]) -> None:
-    with calls.Capture() as capture, phones[1].answer() as callee, phones[0].hold(phones[1].number) as caller:
+    with (
+        calls.Capture(phones=phones) as capture,
+        phones[1].answer() as callee,
+        phones[0].hold(phones[1].number) as caller,
+    ):
         caller.wait_for("held")
         held = time.time()
         caller.wait_for("resumed")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from voip_stack import cdr, database, vms
 from voip_stack.calls import probes
 from voip_stack.calls.phone import Phone
@@ -51,6 +53,8 @@ def processed(ssh: Callable[..., str]) -> int:
     return int(found.group(1))
 
 
+@pytest.mark.alone
+@pytest.mark.takes(150)
 def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
     phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]
 ) -> None:

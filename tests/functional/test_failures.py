@@ -13,6 +13,7 @@ from voip_stack.calls.sipp import Refused
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
 
+pytestmark = pytest.mark.alone
 GAP = 10  # seconds, at the most, that callers hear nothing when the media proxy was killed
 
 

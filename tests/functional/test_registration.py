@@ -16,11 +16,13 @@ def _refusal(phone: Phone) -> Refused:
     return caught.value
 
 
+@pytest.mark.core
 def test_a_subscriber_registers_and_unregisters(phones: list[Phone]) -> None:
     phones[0].register(expires=120)
     phones[0].unregister()
 
 
+@pytest.mark.core
 def test_a_wrong_password_and_an_unknown_user_get_the_same_answer(phones: list[Phone]) -> None:
     wrong = _refusal(dataclasses.replace(phones[0], password="not-the-password"))
     unknown = _refusal(dataclasses.replace(phones[0], number="2999999", password="not-the-password"))
@@ -28,15 +30,17 @@ def test_a_wrong_password_and_an_unknown_user_get_the_same_answer(phones: list[P
     assert wrong.response.reason == unknown.response.reason
 
 
+@pytest.mark.core
 def test_nobody_registers_for_another_number(phones: list[Phone]) -> None:
     thief = dataclasses.replace(phones[0], number=phones[1].number, login=phones[0].number)
     assert _refusal(thief).status == 403
 
 
+@pytest.mark.core
 def test_a_phone_that_trusts_our_ca_registers_and_calls_by_tls(phones: list[Phone]) -> None:
     phone = dataclasses.replace(phones[0], transport="tls", ca=certificates.authority())
     phone.register()
-    with calls.Capture() as capture, phone.call("600", seconds=4) as caller:
+    with calls.Capture(phones=phones) as capture, phone.call("600", seconds=4) as caller:
         caller.finish()
     assert capture.heard_by(phone).tone_hz == pytest.approx(phone.tone_hz, abs=5)
     phone.unregister()

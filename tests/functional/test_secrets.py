@@ -60,7 +60,10 @@ SERVERS = {  # by the machine that they let in
 # Seconds between the ends of two calls of 2 s, tried one after the other: an emulated proxy, or RTPEngine, restarts.
 NO_NEW_CALL = 60
 
-pytestmark = pytest.mark.skipif(settings.load().secrets == "file", reason="VOIP_SECRETS=file: there is no Vault")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(settings.load().secrets == "file", reason="VOIP_SECRETS=file: there is no Vault"),
+]
 
 
 def test_a_file_that_was_removed_comes_back_from_vault(ssh: Callable[..., str]) -> None:
@@ -88,6 +91,7 @@ def let_in(values: dict[str, str]) -> list[str]:
     return found
 
 
+@pytest.mark.takes(150)
 def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhile(
     phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]
 ) -> None:

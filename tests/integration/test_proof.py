@@ -1,6 +1,10 @@
+import pytest
+
 from voip_stack import calls, inventory
 
 
+@pytest.mark.core
+@pytest.mark.alone
 def test_a_call_is_heard_both_ways_forwarded_in_the_kernel_and_recorded(stack: inventory.Inventory) -> None:
     assert stack.machines
     calls.show(calls.verify())

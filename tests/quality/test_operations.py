@@ -12,6 +12,8 @@ from voip_stack import calls, inventory, provision, secrets, settings, status, v
 from voip_stack.errors import CallError
 from voip_stack.inventory import Machine
 
+pytestmark = pytest.mark.alone
+
 
 def test_a_dry_run_of_a_provisioned_stack_succeeds_and_would_change_nothing(stack: inventory.Inventory) -> None:
     report = provision.run(check=True)

@@ -10,6 +10,7 @@ import pytest
 
 from voip_stack import inventory, lab
 
+pytestmark = pytest.mark.alone  # scans, and routes of the phones' own network
 NAMES = sorted(inventory.load().machines)
 OUTSIDE = sorted(name for name, m in inventory.load().machines.items() if m.external)
 # What telephony stacks listen on: SIP, IAX, RTPEngine's ng, RTP, DNS, NFS, SNMP, NTP, syslog, TFTP, HEP, mDNS.
@@ -47,6 +48,7 @@ def test_machines_inside_are_unreachable_from_outside(stack: inventory.Inventory
     assert scan(outside, address, "-sU", "-p", UDP_PORTS) == set(), f"{name} through {by_way_of}"
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_only_documented_tcp_ports_are_open_outside(stack: inventory.Inventory, name: str) -> None:
     machine = stack.machines[name]
@@ -67,6 +69,7 @@ def test_this_computer_reaches_only_what_is_documented_for_it(stack: inventory.I
 EPHEMERAL = range(32768, 61000)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_listens_that_is_not_documented(stack: inventory.Inventory, ssh: Callable[..., str], name: str) -> None:
     machine = stack.machines[name]

@@ -5,6 +5,8 @@ import pytest
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Refused
 
+pytestmark = pytest.mark.core
+
 
 def _call(phone: Phone, to: str) -> int:
     with phone.call(to, seconds=1) as leg, pytest.raises(Refused) as caught:

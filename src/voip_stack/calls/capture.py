@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import shutil
 import subprocess
 import time
@@ -132,7 +133,7 @@ class Capture:
     """
 
     def __init__(self, file: Path | None = None, interfaces: Sequence[str] = (), phones: Sequence[Phone] = ()) -> None:
-        self.file = file or traces() / f"{time.strftime('%Y%m%d-%H%M%S')}.pcapng"
+        self.file = file or traces() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.pcapng"
         home = lab.current()
         self.interfaces = interfaces or [home.interface(name).source for name in inventory.load().networks]
         hosts = " or ".join(f"host {phone.address}" for phone in phones)
