@@ -59,7 +59,7 @@ def unit(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def molecule(session: nox.Session) -> None:
-    """Each role alone on guests of its own: `-- ROLE ...`, `-- --changed`, `-- --jobs 1`."""
+    """Each role alone on guests of its own: `-- ROLE ...`, `-- --stale`, `-- --budget MINUTES`, `-- --jobs 1`."""
     install(session)
     session.run("python", "-m", "voip_stack.roletest.runner", *session.posargs, env=dict(os.environ))
 
@@ -73,15 +73,11 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def integration(session: nox.Session) -> None:
-    """The full stack with real calls: brought up once, then tests/{integration,functional,security,quality}."""
+    """The full stack with real calls: brought up, then tests/{integration,security,functional,quality}."""
     install(session)
-    suites = [f"tests/{name}" for name in ("integration", "functional", "security", "quality")]
-    junit = HERE / "junit"
-    junit.mkdir(exist_ok=True)
-    args = session.posargs or suites
-    session.run("invoke", "up")
-    report = ["--durations=12", f"--junit-xml={junit / 'integration.xml'}"]
-    session.run("pytest", "--timeout=1800", *report, *args, env=dict(os.environ))
+    if "--part=rest" not in session.posargs:
+        session.run("invoke", "up")
+    session.run("python", "-m", "voip_stack.suites", *session.posargs, env=dict(os.environ))
 
 
 @nox.session(default=False)

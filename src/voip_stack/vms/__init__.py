@@ -9,7 +9,7 @@ from voip_stack.vms.lifecycle import (
     start,
     stop,
 )
-from voip_stack.vms.saved import revert, snapshot, snapshots
+from voip_stack.vms.saved import paused, revert, snapshot, snapshots
 from voip_stack.vms.ssh import NO_SSH
 from voip_stack.vms.ssh import argv as ssh_argv
 from voip_stack.vms.ssh import run as ssh_run
@@ -25,6 +25,7 @@ __all__ = [
     "destroy",
     "existing",
     "image_keys",
+    "paused",
     "require_running",
     "revert",
     "snapshot",
