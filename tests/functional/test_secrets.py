@@ -59,6 +59,7 @@ SERVERS = {  # by the machine that they let in
 }
 # Seconds between the ends of two calls of 2 s, tried one after the other: an emulated proxy, or RTPEngine, restarts.
 NO_NEW_CALL = 60
+_DURATION = -3  # the column with a channel's seconds, of `core show channels concise`
 
 pytestmark = [
     pytest.mark.alone,
@@ -128,7 +129,9 @@ def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhi
             longest = max(later - earlier for earlier, later in pairwise(ends))
             record_property("longest time between two calls' ends", f"{longest:.0f} s")
             assert longest < NO_NEW_CALL
-            assert "10 active calls" in ssh("pbx-1", "asterisk", "-rx", "core show channels count")
+            # A new call that the proxy's restart cut in two may be left at the PBX; the ten are older.
+            channels = ssh("pbx-1", "asterisk", "-rx", "core show channels concise").splitlines()
+            assert sum(int(channel.split("!")[_DURATION]) >= took for channel in channels if channel) == 9 + 2
         finally:
             ssh("pbx-1", "asterisk", "-rx", "channel request hangup all")
         for leg in (calling, answering, others):
