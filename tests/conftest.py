@@ -7,7 +7,6 @@ Tests of calls run side by side in several workers, each with numbers and phone 
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -74,12 +73,7 @@ def ssh(stack: inventory.Inventory) -> Ssh:
 
     def run(machine: str, *command: str, check: bool = True) -> str:
         assert machine in stack.machines
-        argv, seconds = vms.ssh_argv(machine, "sudo", *command), speed.patient(120)
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
-        )
-        assert not check or done.returncode == 0, f"{machine}: {' '.join(command)}: {done.stderr}"
-        return done.stdout
+        return vms.ssh.run(machine, *command, sudo=True, check=check, timeout=120).stdout
 
     return run
 

@@ -84,7 +84,7 @@ def follow() -> Iterator[dict[str, Any]]:
     Raises VmError when the PBX can't be reached, VoipError when RabbitMQ can't or goes away.
     """
     pbx = inventory.load().group("pbx")[0].name
-    command = vms.ssh_argv(pbx, "python3", "-c", _FOLLOW)
+    command = vms.ssh.argv(pbx, "python3", "-c", _FOLLOW)
     who = login()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -95,7 +95,7 @@ def follow() -> Iterator[dict[str, Any]]:
             process.stdin.flush()
             yield from map(json.loads, process.stdout)
             said = process.stderr.read()
-            if process.wait() == vms.NO_SSH:
+            if process.wait() == vms.ssh.NO_SSH:
                 raise VmError(f"{pbx} can't be reached", "./voip vms.status", said)
             raise VoipError(f"RabbitMQ ({who.rpartition('@')[2]}) tells of no more events", "./voip status", said)
         finally:

@@ -39,24 +39,28 @@ def run(script: str) -> str:
     """
     name, address = inventory.load().infra()
     outside = inventory.load().devstack is not None
-    if outside:
-        hint = "./voip infra.check"
-        argv, environment = _psql()
-    else:
-        hint = "./voip status"
-        argv = vms.ssh_argv(name, *("sudo", "-u", "postgres", "psql"), *_OPTIONS)
-        environment = dict(os.environ)
+    hint = "./voip infra.check" if outside else "./voip status"
     where = f"PostgreSQL on {name} ({address})"
-    try:
-        done = subprocess.run(
-            argv, input=script, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise VmError(f"{where} does not answer within {_SECONDS} s", hint) from None
-    if done.returncode in (vms.NO_SSH, _NO_SERVER):
+    if outside:
+        done = _in_devstack(script, where)
+    else:
+        done = vms.ssh.run(name, "sudo", "-u", "postgres", "psql", *_OPTIONS, input=script)
+    if done.returncode == vms.ssh.LATE:
+        raise VmError(f"{where} does not answer: {done.stderr}", hint)
+    if done.returncode in (vms.ssh.NO_SSH, _NO_SERVER):
         raise VmError(f"{where} can't be reached", hint, done.stderr)
     if done.returncode != 0:
         raise VoipError(
             f"{where} refused", "./voip infra.setup" if outside else f"./voip provision --limit {name}", done.stderr
         )
     return done.stdout
+
+
+def _in_devstack(script: str, where: str) -> subprocess.CompletedProcess[str]:
+    argv, environment = _psql()
+    try:
+        return subprocess.run(
+            argv, input=script, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise VmError(f"{where} does not answer within {_SECONDS} s", "./voip infra.check") from None

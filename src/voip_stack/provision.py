@@ -23,7 +23,6 @@ from voip_stack.inventory import Machine
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
 # On a machine: the digest of what it was last provisioned with, from end to end and without a failure.
 STAMP = "/var/lib/voip-stack/provisioned"
-_STAMP_SECONDS = 30  # for one look at it, or one change
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _on_each(machines: Sequence[Machine], script: Callable[[Machine], str]) -> d
     """What a shell script prints on each machine, as root; empty for one that does not answer."""
 
     def run(machine: Machine) -> str:
-        return vms.ssh_run(machine.name, "sudo", "sh", "-c", script(machine), timeout=_STAMP_SECONDS).stdout.strip()
+        return vms.ssh.run(machine.name, "sh", "-c", script(machine), sudo=True).stdout.strip()
 
     with concurrent.futures.ThreadPoolExecutor(max(1, len(machines))) as pool:
         return dict(zip([m.name for m in machines], pool.map(run, machines), strict=True))
@@ -187,9 +186,5 @@ def _failure(report: Report) -> ProvisionError:
 
 def journal(host: str, unit: str, lines: int = 20) -> str:
     """The end of a unit's journal on `host`, with a heading; says so when the machine does not answer."""
-    command = vms.ssh_argv(host, "sudo", "journalctl", "--no-pager", "-o", "cat", "-n", str(lines), "-u", unit)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:
-        return f"--- {host}: no journal of {unit}: ssh does not answer"
+    done = vms.ssh.run(host, *("journalctl", "--no-pager", "-o", "cat", "-n", str(lines), "-u", unit), sudo=True)
     return f"--- the journal of {unit} on {host} ends with\n{done.stdout.rstrip() or done.stderr.rstrip()}"

@@ -12,8 +12,6 @@ from voip_stack.calls import probes
 from voip_stack.errors import CallError, VmError
 from voip_stack.inventory import Component, Machine
 
-_SECONDS = 60  # for all that is asked of one machine: rabbitmqctl alone takes ten under emulation
-
 
 @dataclass(frozen=True)
 class Part:
@@ -198,8 +196,8 @@ def _look(machine: Machine, state: vms.Status) -> list[Part]:
         start = "start" if state.state == "off" else "create"
         hint = f"./voip vms.{start} {machine.name}"
         return [Part(machine.name, "machine", state.state, "", (f"it is {state.state}: {lacks}",), hint)]
-    done = vms.ssh_run(machine.name, "sudo", "sh", "-c", _script(components, machine), timeout=_SECONDS)
-    if done.returncode in (124, vms.NO_SSH):
+    done = vms.ssh.run(machine.name, "sh", "-c", _script(components, machine), sudo=True)
+    if done.returncode in (vms.ssh.LATE, vms.ssh.NO_SSH):
         return [Part(machine.name, "machine", state.state, "", (f"it does not answer by ssh: {done.stderr.strip()}",))]
     minutes = int(state.uptime or 0) // 60
     up = Part(machine.name, "machine", state.state, f"up {minutes // 60}:{minutes % 60:02} h")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,8 +36,7 @@ with pika.BlockingConnection(pika.URLParameters(sys.stdin.read())) as broker:
 
 def events(numbers: tuple[str, str], since: str) -> list[tuple[str, dict[str, Any]]]:
     """The events of calls between two numbers, as they lie in the queue: message id, payload. None while it is away."""
-    argv = vms.ssh_argv("pbx-1", "python3", "-c", READ)
-    done = subprocess.run(argv, input=cdr.login(), capture_output=True, text=True, timeout=120, check=False)
+    done = vms.ssh.run("pbx-1", "python3", "-c", READ, input=cdr.login(), timeout=120)
     found = [line.partition(" ") for line in done.stdout.splitlines()]
     told = [(name, json.loads(text)) for name, _, text in found]
     return [

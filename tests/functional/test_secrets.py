@@ -85,10 +85,8 @@ def let_in(values: dict[str, str]) -> list[str]:
     found = []
     for machine, servers in SERVERS.items():
         passwords = "".join(f"{values[name]}\n" for name in servers.values())
-        argv = vms.ssh_argv(machine, "python3", "-c", LOG_IN, address, *servers)
-        done = subprocess.run(argv, input=passwords, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        found += done.stdout.split()
+        command = "python3", "-c", LOG_IN, address, *servers
+        found += vms.ssh.run(machine, *command, input=passwords, check=True, timeout=120).stdout.split()
     return found
 
 
@@ -155,8 +153,7 @@ def test_no_secret_is_told_to_anybody(stack: inventory.Inventory) -> None:
     found = []
     for machine in stack.machines:
         for where, command in commands.items():
-            argv = vms.ssh_argv(machine, "sudo", "sh", "-c", f"{command} || :")
-            said = subprocess.run(argv, capture_output=True, timeout=300, check=False).stdout.decode(errors="replace")
+            said = vms.ssh.run(machine, "sh", "-c", f"{command} || :", sudo=True, timeout=300).stdout
             assert said, f"{machine} told nothing of {where}"
             found += [(machine, where) for value in values if value in said]
     tracked = subprocess.run(

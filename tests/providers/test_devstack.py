@@ -56,10 +56,7 @@ class Double:
         return vault.Vault("devstack-core", str(self.machine.internal), 8200, None, token)
 
     def sh(self, script: str) -> str:
-        argv = vms.ssh_argv(self.machine.name, "sudo", "sh", "-s")
-        done = subprocess.run(argv, input=script, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return vms.ssh.run(self.machine.name, "sh", "-s", input=script, sudo=True, check=True, timeout=300).stdout
 
     def sql(self, query: str) -> str:
         password = self.vault.kv("postgres")["password"]
@@ -182,7 +179,7 @@ def test_calls_complete_with_it_and_without_infra_1(
         record_property("from infra-1 to a devstack-core", f"{time.monotonic() - begin:.0f} s")
         double.succeed("calls.verify", timeout=300)
         double.succeed("status")
-        files = vms.ssh_run("sip-1", "sudo", "cat", "/etc/kamailio/secrets.cfg", timeout=60).stdout
+        files = vms.ssh.run("sip-1", "cat", "/etc/kamailio/secrets.cfg", sudo=True).stdout
         assert double.vault.kv("kamailio")["db_password"] in files
         double.succeed("secrets.rotate", "cdr", timeout=600)
         double.succeed("calls.verify", timeout=300)

@@ -82,7 +82,7 @@ def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Callable[
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path))
     monkeypatch.setenv("VOIP_SECRETS", "file")
     settings.load.cache_clear()
-    yield lambda script: monkeypatch.setattr(vms, "ssh_argv", lambda *_: [sys.executable, "-c", script])
+    yield lambda script: monkeypatch.setattr(vms.ssh, "argv", lambda *_: [sys.executable, "-c", script])
     settings.load.cache_clear()
 
 

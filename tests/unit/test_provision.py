@@ -17,11 +17,11 @@ def stamps(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What each machine says that it was provisioned with; one that is missing here does not answer."""
     found: dict[str, str] = {}
 
-    def ssh_run(name: str, *_command: str, timeout: float) -> subprocess.CompletedProcess[str]:
-        assert timeout
+    def run(name: str, *_command: str, sudo: bool) -> subprocess.CompletedProcess[str]:
+        assert sudo
         return subprocess.CompletedProcess([], 0 if name in found else 255, found.get(name, "") + "\n", "")
 
-    monkeypatch.setattr(vms, "ssh_run", ssh_run)
+    monkeypatch.setattr(vms.ssh, "run", run)
     return found
 
 

@@ -309,7 +309,7 @@ def test_no_libvirtd_means_no_machine_but_not_an_error(monkeypatch: pytest.Monke
 def test_ssh_knows_a_machine_by_all_its_names_and_its_key() -> None:
     vms.create([SIP], Story())
     for name in ("sip-1", "sip-1.voip.local", "192.168.64.10"):
-        done = subprocess.run([*vms.ssh_argv(name, options=["-G"])], capture_output=True, text=True, check=True)
+        done = subprocess.run([*vms.ssh.argv(name, options=["-G"])], capture_output=True, text=True, check=True)
         config = dict(line.split(" ", 1) for line in done.stdout.splitlines())
         assert config["hostname"] == "192.168.64.10"
         assert config["user"] == "voip"
@@ -321,7 +321,7 @@ def test_ssh_knows_a_machine_by_all_its_names_and_its_key() -> None:
         assert [config["hostkeyalias"], *ssh.public(key).split()[:2]] == known
     assert ssh.identity().stat().st_mode & 0o777 == 0o600
     assert not vms.destroy(["sip-1"], Story())
-    done = subprocess.run([*vms.ssh_argv("sip-1", options=["-G"])], capture_output=True, text=True, check=True)
+    done = subprocess.run([*vms.ssh.argv("sip-1", options=["-G"])], capture_output=True, text=True, check=True)
     assert "192.168.64.10" not in done.stdout
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import http.client
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,24 +12,18 @@ from dataclasses import dataclass
 from voip_stack import database, inventory, lab, vms
 from voip_stack.calls.sipp import Leg
 from voip_stack.deadline import Deadline
-from voip_stack.errors import CallError, InventoryError, VoipError
+from voip_stack.errors import CallError, InventoryError, VmError, VoipError
 
-_SSH_TIMEOUT = 60
 _EVERY = 0.5
 
 
 def _ssh(machine: str, script: str) -> str:
     """What `script` prints on `machine`, run by sh as root. Raises CallError when ssh does not answer."""
     # The script's own end doesn't matter: kamcmd's 255, without Kamailio, is ssh's for a machine that can't be reached.
-    argv = vms.ssh_argv(machine, "sudo", "sh", "-c", f"{script}\ntrue")
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_SSH_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise CallError(f"{machine}: no answer by ssh within {_SSH_TIMEOUT} s", "./voip vms.status") from None
-    if done.returncode == vms.NO_SSH:
-        raise CallError(f"{machine} can't be reached by ssh", "./voip vms.status", done.stderr)
+        done = vms.ssh.run(machine, "sh", "-c", f"{script}\ntrue", sudo=True, check=True)
+    except VmError as error:
+        raise CallError(error.message, error.hint, error.details) from None
     return done.stdout + done.stderr
 
 

@@ -217,11 +217,6 @@ def remove(role: str) -> None:
     subprocess.run(command, cwd=paths.REPOSITORY, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
 
 
-def expected(name: str, proofs: dict[str, Proof]) -> float:
-    """Seconds that scenario `name` will take here."""
-    return (proofs[name].seconds if name in proofs else _UNKNOWN) * speed.slowness()
-
-
 def by_evidence(names: list[str], proofs: dict[str, Proof]) -> list[str]:
     """The scenarios in the order of what a run tells: those that are stale, then the newest proven."""
     stale = proven.stale(names, proofs)
@@ -246,7 +241,7 @@ class Matrix:
         self.deadline = Deadline(minutes * 60) if minutes else None
         self.proofs = proven.load()
         self.unclean = proven.unclean()
-        self.slowness = speed.slowness()
+        self.slowness = speed.measure()
         self._tell = threading.Lock()
 
     def run(self, jobs: int) -> None:
@@ -254,7 +249,7 @@ class Matrix:
 
         In their order; where all will be done in time, the longest first, so that none runs alone at the end.
         """
-        seconds = {run.role: expected(run.role, self.proofs) for run in self.runs}
+        seconds = {run.role: self.expected(run.role) for run in self.runs}
         if not self.deadline or sum(seconds.values()) / max(1, jobs) < self.deadline.left:
             self.runs.sort(key=lambda run: -seconds[run.role])
         pool = concurrent.futures.ThreadPoolExecutor(max(1, jobs))
@@ -267,8 +262,12 @@ class Matrix:
                 run.stop()
             raise
 
+    def expected(self, name: str) -> float:
+        """Seconds that scenario `name` will take here."""
+        return (self.proofs[name].seconds if name in self.proofs else _UNKNOWN) * self.slowness
+
     def _one(self, run: Run) -> None:
-        if self.deadline and self.deadline.left < expected(run.role, self.proofs):
+        if self.deadline and self.deadline.left < self.expected(run.role):
             run.left = "too little time was left"
             return
         digest = proven.digest_of(run.role)

@@ -26,7 +26,6 @@ from voip_stack.vms import ssh, store
 
 SCENARIOS = paths.REPOSITORY / "molecule"
 REBOOTED = "rebooted"  # this file says that a scenario's guest was: what comes back from an outage is not tested again
-_LOOK = 60.0  # seconds for one look at a guest that may be in trouble
 
 
 def hosts(group: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -107,7 +106,7 @@ def tested_package(scenario: str) -> str:
     if not name:
         return ""
     first = slots.guests_of(scenario)[wanted(SCENARIOS / scenario / "hosts.yml")[0].host]
-    return ssh.run(first, "dpkg-query", "--show", "--showformat=${Package} ${Version}", name, timeout=_LOOK).stdout
+    return ssh.run(first, "dpkg-query", "--show", "--showformat=${Package} ${Version}", name).stdout
 
 
 def evidence(scenario: str) -> str:
@@ -120,13 +119,13 @@ def evidence(scenario: str) -> str:
         return "its guests were not made"
     parts = []
     for name in filter(there.get, names):
-        listed = ssh.run(there[name], "systemctl", "list-units", "--failed", "--plain", "--no-legend", timeout=_LOOK)
+        listed = ssh.run(there[name], "systemctl", "list-units", "--failed", "--plain", "--no-legend")
         units = [line.split()[0] for line in listed.stdout.splitlines() if line]
         if name == names[0] and looks["scenario_unit"] not in units:
             units.append(looks["scenario_unit"])
         parts += [provision.journal(there[name], unit).replace(f" on {there[name]} ", f" on {name} ") for unit in units]
     check = looks["scenario_check"]
-    said = ssh.run(first, "sudo", "sh", "-c", f"({check}) 2>&1 | tail -n 15", timeout=_LOOK).stdout.rstrip()
+    said = ssh.run(first, "sh", "-c", f"({check}) 2>&1 | tail -n 15", sudo=True).stdout.rstrip()
     parts.append(f"--- {check}\n{said or 'nothing to say'}")
     console = store.console_log(first).read_text(errors="replace").splitlines()[-12:]
     parts.append("\n".join([f"--- the console of {names[0]} ends with", *console]))

@@ -305,7 +305,7 @@ def reboot(scenario: str, wanted: Wanted) -> None:
         return ssh.run(machine.name, "cat", "/proc/sys/kernel/random/boot_id", timeout=min(left, _TRY)).stdout
 
     before = boot_id(_TRY)
-    ssh.run(machine.name, "sudo", "systemctl", "--no-block", "reboot", timeout=_TRY)
+    ssh.run(machine.name, "systemctl", "--no-block", "reboot", sudo=True, timeout=_TRY)
     with connect() as connection:
         runs, *_, up = ready.requirements(machine, lifecycle.find(connection, machine.name))
         rebooted = ready.Requirement(

@@ -87,7 +87,7 @@ def ssh(c: Context, machine: str, command: str = "") -> None:
     name = inventory.load().machine(machine).name
     vms.require_running([inventory.load().machine(name)])
     words = ["sh", "-c", command or c.remainder] if command or c.remainder else []
-    raise Exit(code=subprocess.run(vms.ssh_argv(name, *words), check=False).returncode)
+    raise Exit(code=subprocess.run(vms.ssh.argv(name, *words), check=False).returncode)
 
 
 @task(positional=["machine"], help={"machine": "its name"})

@@ -1,5 +1,6 @@
 """Virtual machines: made from the inventory and an image, reached by ssh, brought back from saved memory."""
 
+from voip_stack.vms import ssh
 from voip_stack.vms.lifecycle import (
     create,
     destroy,
@@ -10,14 +11,10 @@ from voip_stack.vms.lifecycle import (
     stop,
 )
 from voip_stack.vms.saved import paused, revert, snapshot, snapshots
-from voip_stack.vms.ssh import NO_SSH
-from voip_stack.vms.ssh import argv as ssh_argv
-from voip_stack.vms.ssh import run as ssh_run
 from voip_stack.vms.state import Status, status
 from voip_stack.vms.store import console_end, console_log
 
 __all__ = [
-    "NO_SSH",
     "Status",
     "console_end",
     "console_log",
@@ -30,8 +27,7 @@ __all__ = [
     "revert",
     "snapshot",
     "snapshots",
-    "ssh_argv",
-    "ssh_run",
+    "ssh",
     "start",
     "status",
     "stop",

@@ -175,7 +175,7 @@ def set_clocks(machines: Sequence[Machine]) -> None:
 
     def work(machine: Machine, stop: threading.Event) -> None:
         def set_clock(left: float) -> bool:
-            return ssh.run(machine.name, "sudo", "sh", "-c", _SET_CLOCK, timeout=min(left, 15)).returncode == 0
+            return ssh.run(machine.name, "sh", "-c", _SET_CLOCK, sudo=True, timeout=min(left, 15)).returncode == 0
 
         need = ready.Requirement("ssh answers and the clock is set", set_clock, f"./voip vms.logs {machine.name}")
         # Seconds on an idle computer; beside machines that boot or compile, an emulated one may take minutes.

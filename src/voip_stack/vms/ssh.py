@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voip_stack import inventory, lab, settings
+from voip_stack.errors import VmError
 from voip_stack.host import speed
 from voip_stack.inventory import Machine
 from voip_stack.vms import store, tools
 
 NO_SSH = 255  # ssh(1): the exit status of ssh itself, when the machine could not be reached
+LATE = 124  # as timeout(1) has it
 
 
 def config_path() -> Path:
@@ -96,15 +98,38 @@ def argv(name: str, *command: str, options: Sequence[str] = ()) -> list[str]:
     return ["ssh", "-F", str(config_path()), *options, name, *([shlex.join(command)] if command else [])]
 
 
-def run(name: str, *command: str, timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run `command` on machine `name`, at most `timeout` seconds long (then its return code is 124)."""
-    line = argv(name, *command, options=["-o", "BatchMode=yes"])
+class UnreachableError(VmError):
+    """A machine does not answer by ssh, or not in time."""
+
+
+def run(
+    machine: str,
+    *command: str,
+    input: str = "",  # noqa: A002  # as subprocess.run has it
+    sudo: bool = False,
+    check: bool = False,
+    timeout: float = 60.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run `command` on `machine`, as root with `sudo`, with the text `input` on its standard input.
+
+    At most `timeout` seconds long, as a fast computer takes. What did not answer has the return code NO_SSH or LATE.
+    With `check` those raise UnreachableError, and any other failure VmError with the end of what the command said.
+    """
+    seconds = speed.patient(timeout)
+    words = ("sudo", *command) if sudo else command
+    line = argv(machine, *words, options=["-o", "BatchMode=yes"])
     try:
-        return subprocess.run(
-            line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+        done = subprocess.run(
+            line, input=input, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
         )
-    except subprocess.TimeoutExpired as late:
-        return subprocess.CompletedProcess(line, 124, "", f"no answer within {late.timeout:.0f} s")
+    except subprocess.TimeoutExpired:
+        done = subprocess.CompletedProcess(line, LATE, "", f"no answer within {seconds:.0f} s")
+    if check and done.returncode in (NO_SSH, LATE):
+        raise UnreachableError(f"{machine} does not answer by ssh", "./voip vms.status", done.stderr)
+    if check and done.returncode != 0:
+        said = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        raise VmError(f"{machine}: {shlex.join(command)[:100]} failed", f"./voip vms.ssh {machine}", said)
+    return done
 
 
 def banner(address: str, timeout: float) -> bool:
