@@ -66,7 +66,7 @@ def molecule(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def mutants(session: nox.Session) -> None:
-    """Roles broken on purpose (molecule/mutants.yml): each break must turn its scenario red. `-- ROLE ...`."""
+    """Roles broken on purpose (molecule/ROLE/mutants.yml): each break must turn its scenario red. `-- ROLE ...`."""
     install(session)
     session.run("python", "-m", "voip_stack.roletest.mutants", *session.posargs, env=dict(os.environ))
 

@@ -46,7 +46,7 @@ def stale_after(repository: Path, file: str, old: str, new: str) -> set[str]:
             "vault_client", "kamailio", "asterisk", "cdr", "rtpengine"}),  # which these include
         ("molecule/common/hosts.yml", "20", "21", {"common"}),
         ("ansible/roles/redis/README.md", "redis", "Redis", set()),
-        ("molecule/mutants.yml", "name", "nam", set()),
+        ("molecule/redis/mutants.yml", "name", "nam", set()),
         ("src/voip_stack/vms/lifecycle.py", "import", "import ", {"common", "vault_server"}),  # small, for all
         ("src/voip_stack/cdr.py", "import", "import ", set()),
         ("ansible/inventory/group_vars/all/networks.yml", "voip_domain: voip", "voip_domain: vo", {

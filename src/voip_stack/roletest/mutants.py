@@ -1,4 +1,4 @@
-"""Whether the scenarios notice what they are for: each break of `molecule/mutants.yml` must turn its scenario red.
+"""Whether scenarios notice what they are for: each break of a `molecule/ROLE/mutants.yml` must turn its scenario red.
 
 A scenario is converged and verified as it is, and its guests are kept as they then are. For each break they are brought
 back to that moment, and converged and verified again with a copy of the role that has it.
@@ -24,7 +24,6 @@ from voip_stack import cli, paths, settings, ui, vms
 from voip_stack.errors import VoipError
 from voip_stack.roletest import runner, scenarios, slots
 
-TABLE = paths.REPOSITORY / "molecule" / "mutants.yml"
 _ROLES = paths.ANSIBLE / "roles"
 _SNAPSHOT = "healthy"
 _TEST = re.compile(r"^(?:FAILED|ERROR) \S*::(\S+)", re.MULTILINE)
@@ -47,17 +46,17 @@ class Mutant:
         file = roles / self.role / self.file
         text = file.read_text()
         if self.old not in text:
-            raise VoipError(f"{self.role}: {self.name}: {self.file} has no {self.old!r}", f"mend {TABLE}")
+            hint = f"mend molecule/{self.role}/mutants.yml"
+            raise VoipError(f"{self.role}: {self.name}: {self.file} has no {self.old!r}", hint)
         file.write_text(text.replace(self.old, self.new))
 
 
 def load() -> list[Mutant]:
     """The breaks, by role."""
-    table = yaml.safe_load(TABLE.read_text())
     return [
-        Mutant(role, entry["name"], entry["file"], entry["replace"], entry["with"])
-        for role, entries in table.items()
-        for entry in entries
+        Mutant(file.parent.name, entry["name"], entry["file"], entry["replace"], entry["with"])
+        for file in sorted(scenarios.SCENARIOS.glob("*/mutants.yml"))
+        for entry in yaml.safe_load(file.read_text())
     ]
 
 
