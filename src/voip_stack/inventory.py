@@ -10,9 +10,11 @@ from typing import Any
 
 from voip_stack import paths, settings
 from voip_stack.errors import InventoryError
+from voip_stack.settings import Settings
 
 Address = ipaddress.IPv4Address
 DEVSTACK = "devstack-core"
+SLOTS = range(201, 213)  # the last byte, on each network, of the guests of the roles' tests
 # Where it publishes what the stack uses, or looks at.
 DEVSTACK_PORTS = {"vault": 8200, "postgresql": 5432, "redis": 6379, "amqp": 5672, "rabbitmq-management": 15672}
 
@@ -133,8 +135,9 @@ class Inventory:
         return [s for s in self.services if s.network == network and (s.group == "all" or s.group in machine.groups)]
 
 
-def _component(name: str, enabled: bool, secrets: str = "", infra: str = "", **values: str) -> Component:
-    conf = settings.load()
+def _component(
+    conf: Settings, name: str, enabled: bool, secrets: str = "", infra: str = "", **values: str
+) -> Component:
     wanted = enabled and secrets in ("", conf.secrets) and infra in ("", conf.infra)
     return Component(name=name, enabled=wanted, **values)
 
@@ -169,13 +172,25 @@ def _machine(name: str, groups: Iterable[str], values: dict[str, Any], networks:
     )
 
 
+def _check_addresses(networks: dict[str, Network], machines: dict[str, Machine], phones: list[Address]) -> None:
+    """Raises InventoryError, naming both, when two want one address: computer, guests of tests, machines, phones."""
+    taken = {n.computer: "this computer" for n in networks.values()}
+    guests = (int(network.subnet.network_address) + last for network in networks.values() for last in SLOTS)
+    taken |= {Address(guest): "a guest of the roles' tests" for guest in guests}
+    machines_ = [(address, m.name) for m in machines.values() for address in m.addresses.values()]
+    for address, name in [*machines_, *((phone, "a phone of the tests (voip_phones)") for phone in phones)]:
+        if address in taken:
+            raise InventoryError(f"{name} has the address {address} of {taken[address]}", f"see {paths.INVENTORY}")
+        taken[address] = name
+
+
 def _ports(text: str | int) -> range:
     first, _, last = str(text).partition("-")
     return range(int(first), int(last or first) + 1)
 
 
-def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, Any]) -> Inventory:
-    """An Inventory from hosts (name to groups and variables) and the variables of group `all`.
+def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, Any], conf: Settings) -> Inventory:
+    """An Inventory from hosts (name to groups and variables), the variables of group `all`, and the settings.
 
     Raises InventoryError, naming the host and the key.
     """
@@ -192,7 +207,7 @@ def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, 
             for name, n in common["voip_networks"].items()
         }
         machines = {name: _machine(name, groups, values, networks) for name, (groups, values) in hosts.items()}
-        components = {name: _component(name, **c) for name, c in common["voip_components"].items()}
+        components = {name: _component(conf, name, **c) for name, c in common["voip_components"].items()}
         services = tuple(
             Service(
                 s["name"],
@@ -206,18 +221,15 @@ def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, 
             for s in common["voip_services"]
             if s.get("component") is None or components[s["component"]].enabled
         )
-        phones = common["voip_phones"]
-        first, last = int(Address(phones["first"])), int(Address(phones["last"]))
+        first, last = (int(Address(common["voip_phones"][end])) for end in ("first", "last"))
     except KeyError as error:
         raise InventoryError(f"the inventory lacks {error}", f"see {paths.INVENTORY}/group_vars/all") from None
     except (TypeError, ValueError) as error:
         raise InventoryError(f"the inventory has a bad value: {error}", f"see {paths.INVENTORY}") from None
-    taken: dict[Address, str] = {n.computer: "this computer" for n in networks.values()}
-    for machine in machines.values():
-        for address in machine.addresses.values():
-            if address in taken:
-                raise InventoryError(f"{machine.name} has the address {address} of {taken[address]}")
-            taken[address] = machine.name
+    phones = [Address(n) for n in range(first, last + 1)]
+    if wrong := [a for a in phones if "external" in networks and a not in networks["external"].subnet]:
+        raise InventoryError(f"voip_phones: {wrong[0]} is outside {networks['external'].subnet}")
+    _check_addresses(networks, machines, phones)
     return Inventory(
         domain=common["voip_domain"],
         user=common["voip_user"],
@@ -225,7 +237,7 @@ def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, 
         machines=machines,
         components=components,
         services=services,
-        phones=tuple(Address(n) for n in range(first, last + 1)),
+        phones=tuple(phones),
     )
 
 
@@ -250,8 +262,8 @@ def load() -> Inventory:
         raise InventoryError(f"the inventory can't be read: {error}") from None
     if not hosts:
         raise InventoryError(f"no machine in {paths.INVENTORY / 'hosts.yml'}")
-    stack = parse(hosts, next(iter(hosts.values()))[1])
     conf = settings.load()
+    stack = parse(hosts, next(iter(hosts.values()))[1], conf)
     if conf.infra == "embedded":
         return stack
     return replace(

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from voip_stack import inventory
+from voip_stack import inventory, settings
 from voip_stack.errors import InventoryError
 
 COMMON: dict[str, Any] = {
@@ -39,11 +39,12 @@ COMMON: dict[str, Any] = {
     ],
     "voip_phones": {"first": "192.168.65.101", "last": "192.168.65.103"},
 }
+CONF = settings.parse("", {})
 HOST = {"internal_address": "192.168.64.10", "memory_mib": 1024, "vcpus": 1, "disk_gib": 5}
 
 
 def test_macs_and_addresses_follow_from_the_inventory() -> None:
-    machine = inventory.parse({"sip-1": (["all", "sip"], HOST)}, COMMON).machines["sip-1"]
+    machine = inventory.parse({"sip-1": (["all", "sip"], HOST)}, COMMON, CONF).machines["sip-1"]
     assert machine.macs == {"internal": "52:54:00:12:34:0a"}
     assert machine.groups == ("sip",)
     assert machine.external is None
@@ -61,23 +62,47 @@ def test_macs_and_addresses_follow_from_the_inventory() -> None:
 )
 def test_a_bad_host_entry_is_named(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InventoryError, match=words):
-        inventory.parse({"sip-1": (["sip"], HOST | change)}, COMMON)
+        inventory.parse({"sip-1": (["sip"], HOST | change)}, COMMON, CONF)
 
 
 def test_two_machines_with_one_address_are_refused() -> None:
     with pytest.raises(InventoryError, match="sip-2 has the address 192.168.64.10 of sip-1"):
-        inventory.parse({"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST)}, COMMON)
+        inventory.parse({"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST)}, COMMON, CONF)
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        ("192.168.65.10", r"a phone of the tests \(voip_phones\) has the address 192.168.65.10 of sip-1"),
+        ("192.168.65.201", "of a guest of the roles' tests"),
+        ("192.168.66.1", "voip_phones: 192.168.66.1 is outside 192.168.65.0/24"),
+    ],
+)
+def test_a_phone_has_an_address_of_its_own_on_the_external_network(first: str, words: str) -> None:
+    common = copy.deepcopy(COMMON)
+    common["voip_networks"]["external"] = COMMON["voip_networks"]["internal"] | {
+        "subnet": "192.168.65.0/24",
+        "computer": "192.168.65.1",
+    }
+    common["voip_phones"] = {"first": first, "last": first}
+    with pytest.raises(InventoryError, match=words):
+        inventory.parse({"sip-1": (["sip"], HOST | {"external_address": "192.168.65.10"})}, common, CONF)
+
+
+def test_a_machine_at_a_test_guests_address_is_refused() -> None:
+    with pytest.raises(InventoryError, match="sip-1 has the address 192.168.64.203 of a guest of the roles' tests"):
+        inventory.parse({"sip-1": (["sip"], HOST | {"internal_address": "192.168.64.203"})}, COMMON, CONF)
 
 
 def test_a_missing_key_is_named() -> None:
     common = copy.deepcopy(COMMON)
     del common["voip_networks"]["internal"]["subnet"]
     with pytest.raises(InventoryError, match="subnet"):
-        inventory.parse({"sip-1": (["sip"], HOST)}, common)
+        inventory.parse({"sip-1": (["sip"], HOST)}, common, CONF)
 
 
 def test_the_services_of_a_disabled_component_do_not_count() -> None:
-    stack = inventory.parse({"sip-1": (["sip"], HOST)}, COMMON)
+    stack = inventory.parse({"sip-1": (["sip"], HOST)}, COMMON, CONF)
     assert [s.name for s in stack.services_of(stack.machines["sip-1"], "internal")] == ["ssh"]
 
 

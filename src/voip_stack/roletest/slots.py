@@ -29,8 +29,7 @@ from voip_stack.inventory import Address, Machine
 from voip_stack.vms import lifecycle, ready, saved, ssh, store
 from voip_stack.vms.connection import connect, connect_if_up, errors
 
-SLOTS = 12
-_FIRST = 200  # the last byte of slot N's addresses is this plus N
+SLOTS = len(inventory.SLOTS)
 _OWNER = "urn:voip-stack:guest"
 _TRY = 15  # seconds for one ssh
 _SPARE_MIB = 512  # of this computer's memory, left to others
@@ -104,7 +103,7 @@ def slot(name: str, wanted: Wanted) -> Machine:
     Raises InventoryError for an unknown image or network.
     """
     stack = inventory.load()
-    last = _FIRST + int(name.rpartition("-")[2])
+    last = inventory.SLOTS[int(name.rpartition("-")[2]) - 1]
     for network in wanted.networks:
         if network not in stack.networks:
             names = ", ".join(stack.networks)
