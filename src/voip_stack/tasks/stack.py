@@ -7,6 +7,8 @@ import dataclasses
 import json as json_format
 import re
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from invoke.context import Context
 from invoke.exceptions import Exit
@@ -16,6 +18,8 @@ from voip_stack import calls, images, infra, inventory, lab, packages, provision
 from voip_stack import status as stack_status
 from voip_stack.errors import CallError, VoipError
 from voip_stack.host import doctor
+from voip_stack.inventory import Machine
+from voip_stack.vms import store
 
 
 @task
@@ -24,6 +28,9 @@ def up(_c: Context) -> None:
     start = time.monotonic()
     steps = ui.Steps()
     machines = list(inventory.load().machines.values())
+    begin = _begin(machines)
+    if before := _last_from(begin):
+        ui.say(f"The last time from {begin} it took {_duration(sum(before.values()))}.")
     with steps.step("doctor"):
         doctor.require(fix=True)
     with steps.step("lab"):
@@ -58,10 +65,35 @@ def up(_c: Context) -> None:
         calls.show(result)
     total = time.monotonic() - start
     ui.table(["step", "seconds"], [(n, f"{s:8.1f}") for n, s in [*steps.done, ("all", total)]])
-    record = settings.load().cache_dir / "logs" / "up.jsonl"
-    with record.open("a") as file:
-        file.write(json_format.dumps({"at": time.strftime("%FT%TZ", time.gmtime()), "steps": dict(steps.done)}) + "\n")
-    ui.say(f"The stack is up. Times are kept in {record}.")
+    at = time.strftime("%FT%TZ", time.gmtime())
+    with _record().open("a") as file:
+        file.write(json_format.dumps({"at": at, "from": begin, "steps": dict(steps.done)}) + "\n")
+    ui.say(f"The stack is up. Times are kept in {_record()}.")
+
+
+def _record() -> Path:
+    """Where the seconds of each `up` are kept, a line of JSON for each."""
+    return settings.load().cache_dir / "logs" / "up.jsonl"
+
+
+def _begin(machines: Sequence[Machine]) -> str:
+    """What an `up` begins with: how long it takes depends on that."""
+    if all(store.directory(m.name).exists() for m in machines):
+        return "machines that are there"
+    baked = {image.key for image in images.list_images()}
+    return "images that are there" if all(images.key(m.name) in baked for m in machines) else "nothing"
+
+
+def _last_from(begin: str) -> dict[str, float]:
+    """The seconds of each step of the last `up` that began so; empty when there was none."""
+    lines = _record().read_text().splitlines() if _record().exists() else []
+    runs = [run for line in lines if (run := json_format.loads(line)).get("from") == begin]
+    # A step that others are part of ("images") is not counted twice.
+    return {n: s for n, s in runs[-1]["steps"].items() if not n.startswith("image ")} if runs else {}
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def bake_all(names: list[str], steps: ui.Steps) -> None:
