@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import http.client
 import json
 import subprocess
 import sys
@@ -20,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voip_stack import database, devstack, lab, paths, provision
+from voip_stack import database, devstack, paths, provision
 from voip_stack.errors import ProvisionError, VmError, VoipError
+from voip_stack.lab import http_client
 
 MARK = "voip-stack"  # how the comment of a database or a role begins that this stack has made
 _OLDEST_POSTGRESQL = 14  # CREATE OR REPLACE TRIGGER
 _PLAY = paths.ANSIBLE / "playbooks" / "layout.yml"
-_SECONDS = 15  # for one answer of RabbitMQ
 _HTTP_UNAUTHORIZED, _HTTP_NOT_FOUND, _HTTP_ERRORS = 401, 404, 400
 
 Step = tuple[str, Callable[[], object]]  # what is missing (or there), and what makes (or removes) it
@@ -164,13 +163,15 @@ def _ask_rabbitmq(method: str, path: str, body: object = None) -> Any:
     token = base64.b64encode(f"{login.user}:{login.password}".encode()).decode()
     headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
     try:
-        connection = http.client.HTTPConnection(login.address, login.port, timeout=_SECONDS)
-        connection.sock = lab.current().connect(login.address, login.port, timeout=_SECONDS)
-        connection.request(method, f"/api/{path}", None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        text = response.read()
-        connection.close()
-    except (OSError, http.client.HTTPException) as error:
+        response = http_client.ask(
+            login.address,
+            login.port,
+            f"/api/{path}",
+            method=method,
+            body=None if body is None else json.dumps(body),
+            headers=headers,
+        )
+    except OSError as error:
         raise VmError(f"{login} can't be reached: {error}", "is its management plugin on? ./voip infra.check") from None
     if response.status == _HTTP_NOT_FOUND:
         return None
@@ -180,9 +181,9 @@ def _ask_rabbitmq(method: str, path: str, body: object = None) -> Any:
             "does secret/rabbitmq in Vault hold its password?",
         )
     if response.status >= _HTTP_ERRORS:
-        said = text.decode(errors="replace")[:300]
+        said = response.body.decode(errors="replace")[:300]
         raise VoipError(f"{login}: {method} {path}: HTTP {response.status}: {said}", "./voip infra.check")
-    return json.loads(text or b"{}")
+    return json.loads(response.body or b"{}")
 
 
 def rabbitmq_version() -> str:

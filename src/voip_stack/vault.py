@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import http.client
 import json
 import ssl
 import time
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voip_stack import inventory, lab, settings
+from voip_stack import inventory, settings
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
 from voip_stack.inventory import DEVSTACK_PORTS, Machine
+from voip_stack.lab import http_client
 
-_SECONDS = 30  # for one answer: a guest under emulation signs a certificate in some seconds
 _HTTP_NOT_FOUND, _HTTP_FORBIDDEN, _HTTP_UNAVAILABLE, _HTTP_ERRORS = 404, 403, 503, 400
 _HTTP_WRONG_KEY = 400, 500  # what sys/unseal answers to one
 
@@ -66,14 +65,6 @@ class Vault:
     def url(self) -> str:
         return f"{'https' if self.ca else 'http'}://{self.address}:{self.port}"
 
-    def _connection(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(self.address, self.port, timeout=_SECONDS)
-        connection.sock = lab.current().connect(self.address, self.port, timeout=_SECONDS)
-        if self.ca:
-            context = ssl.create_default_context(cafile=str(self.ca))
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=self.address)
-        return connection
-
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None, wrap: int = 0) -> dict[str, Any]:
         """Vault's answer to one request; `wrap`: the seconds that a wrapping token of it lives. Raises VaultError."""
         where = f"Vault on {self.name} ({self.address}:{self.port})"
@@ -82,21 +73,20 @@ class Vault:
         headers = {"X-Vault-Request": "true"}
         headers |= {"X-Vault-Token": self.token} if self.token else {}
         headers |= {"X-Vault-Wrap-TTL": f"{wrap}s"} if wrap else {}
+        text = json.dumps(body) if body is not None else None
         try:
-            connection = self._connection()
-            connection.request(method, f"/v1/{path}", json.dumps(body) if body is not None else None, headers)
-            response = connection.getresponse()
-            text = response.read()
-            connection.close()
+            response = http_client.ask(
+                self.address, self.port, f"/v1/{path}", method=method, body=text, headers=headers, ca=self.ca
+            )
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or error.reason or error
             raise VaultError(
                 f"{where} is not the one that {self.ca} vouches for: {reason}", "./voip provision"
             ) from None
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             raise VaultError(f"{where} can't be reached: {error}", self.start or "./voip vms.status") from None
         try:
-            answer = json.loads(text or b"{}")
+            answer = json.loads(response.body or b"{}")
         except ValueError:
             raise VaultError(f"{where} does not answer as Vault does", "is another server there?") from None
         if response.status >= _HTTP_ERRORS:

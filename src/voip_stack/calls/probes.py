@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
-import http.client
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from voip_stack import database, inventory, lab, vms
+from voip_stack import database, inventory, vms
 from voip_stack.calls.sipp import Leg
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError, InventoryError, VmError, VoipError
+from voip_stack.lab import http_client
 
 _EVERY = 0.5
 
@@ -68,17 +68,13 @@ def metrics() -> Metrics:
     """RTPEngine's counters now. Raises CallError when it does not answer."""
     machine = inventory.load().machine(the("media"))
     service = next(s for s in inventory.load().services_of(machine, "internal") if s.name == "rtpengine-http")
-    connection = http.client.HTTPConnection(str(machine.internal), service.ports[0])
     try:
-        connection.sock = lab.current().connect(connection.host, connection.port, timeout=10)
-        connection.request("GET", "/metrics")
-        return parse_metrics(connection.getresponse().read().decode(), time.monotonic())
-    except (OSError, http.client.HTTPException) as error:
+        answer = http_client.ask(str(machine.internal), service.ports[0], "/metrics", timeout=10)
+        return parse_metrics(answer.body.decode(), time.monotonic())
+    except OSError as error:
         raise CallError(
             f"{machine.name}: RTPEngine's metrics do not answer: {error}", "./voip provision --tags rtpengine"
         ) from None
-    finally:
-        connection.close()
 
 
 @dataclass(frozen=True)
