@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from voip_stack import inventory, secrets, settings, vault
+from voip_stack import files, inventory, secrets, settings, vault
 from voip_stack.errors import VoipError
 
 _LIFE = timedelta(hours=secrets.CERTIFICATE_HOURS)
@@ -53,7 +52,7 @@ def get(name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) ->
                 .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
                 .sign(ca_key, hashes.SHA256())
             )
-            secrets.keep(file, _pem(key) + _pem(made) + _pem(ca))
+            files.write(file, _pem(key) + _pem(made) + _pem(ca))
         return file.read_text().strip()
 
 
@@ -103,8 +102,7 @@ def ends() -> dict[str, datetime]:
 def _alone() -> Iterator[None]:
     """Nobody else makes a CA or a certificate meanwhile: Ansible asks for each machine in a process of its own."""
     directory().mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (directory() / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.locked(directory() / ".lock"):
         yield
 
 
@@ -144,8 +142,8 @@ def _ca() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    secrets.keep(key_file, _pem(key))
-    secrets.keep(file, _pem(ca))
+    files.write(key_file, _pem(key))
+    files.write(file, _pem(ca))
     return ca, key
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import re
 import secrets
 import string
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from voip_stack import paths, settings
+from voip_stack import files, paths, settings
 from voip_stack.errors import VoipError
 from voip_stack.inventory import Machine
 
@@ -98,14 +95,7 @@ def put(name: str, value: str) -> None:
         server = vault.current()
         server.ask("POST", f"secret/data/{secret.path}", {"data": server.kv(secret.path) | {secret.field: value}})
         return
-    keep(settings.load().secrets_dir / name, value + "\n")
-
-
-def keep(file: Path, text: str) -> None:
-    """Write `file`, mode 0600, whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as new:
-        new.write(text)
-    Path(new.name).replace(file)
+    files.write(settings.load().secrets_dir / name, value + "\n")
 
 
 def reference(name: str) -> str:
@@ -118,9 +108,5 @@ def _kept(file: Path) -> str:
     """The secret in `file`, mode 0600; made when it is not there, by one of those who ask at the same time."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.") as new:
-            new.write(generate() + "\n")
-            new.flush()
-            with contextlib.suppress(FileExistsError):
-                os.link(new.name, file)
+        files.write_new(file, generate() + "\n")
     return (file.read_text().split() or [""])[0]

@@ -12,7 +12,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from voip_stack import images, inventory, lab, settings, vault, vms
+from voip_stack import files, images, inventory, lab, settings, vault, vms
 from voip_stack.errors import HostError, VmError
 from voip_stack.host.machine import X86, Hardware
 from voip_stack.images import Image
@@ -274,7 +274,7 @@ def test_a_full_disk_is_one_clear_message_and_leaves_no_machine(driver: Any, mon
 
 def test_one_command_at_a_time_works_on_a_machine(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.1)
-    with store.locked("sip-1"), pytest.raises(VmError, match="another command is at work on sip-1"):
+    with store.locked("sip-1"), pytest.raises(files.BusyError, match="another command is at work on sip-1"):
         vms.create([SIP], Story())
     assert not lifecycle_domains(driver)
 

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from voip_stack import settings
+from voip_stack import files, settings
 from voip_stack.deadline import Deadline
 from voip_stack.errors import HostError
 from voip_stack.host.platforms import Platform, current
@@ -102,11 +102,7 @@ def _decide(platform: Platform, candidate: str, kernel: str, initrd: str) -> Ans
     """Probe, and keep the answer."""
     works, evidence = probe(platform, candidate, kernel, initrd)
     known = _load(platform) | {candidate: (works, "" if works else evidence)}
-    file = _file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"boot_id": platform.boot_id, "emulator": platform.emulator, "answers": known}))
-    partial.rename(file)
+    files.write(_file(), json.dumps({"boot_id": platform.boot_id, "emulator": platform.emulator, "answers": known}))
     return works, evidence
 
 

@@ -7,7 +7,6 @@ sockets nor definitions with a libvirtd of the system, and needs no setting ther
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import libvirt
 
-from voip_stack import ui
+from voip_stack import files, ui
 from voip_stack.deadline import Deadline
 from voip_stack.errors import LabError
 from voip_stack.inventory import DEVSTACK_PORTS, Inventory
@@ -201,10 +200,7 @@ class NamespaceLab(Lab):
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """One command at a time builds or removes the lab."""
-        lock = self.settings.cache_dir / "run" / "lab.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with files.locked(self.settings.cache_dir / "run" / "lab.lock"):
             yield
 
     def _claim(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from voip_stack import settings
+from voip_stack import files, settings
 from voip_stack.deadline import Deadline
 from voip_stack.errors import HostError, PackageError
 from voip_stack.packages import repository
@@ -166,10 +165,7 @@ def _state_file() -> Path:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    run = _state_file().parent
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "apt-proxy.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.locked(_state_file().with_name("apt-proxy.lock")):
         yield
 
 
@@ -183,9 +179,7 @@ def _load() -> _State | None:
 
 
 def _save(state: _State) -> None:
-    partial = _state_file().with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(state)))
-    partial.rename(_state_file())
+    files.write(_state_file(), json.dumps(asdict(state)))
 
 
 def _stop() -> bool:

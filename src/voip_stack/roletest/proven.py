@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from voip_stack import packages, paths
+from voip_stack import files, packages, paths
 from voip_stack.errors import VoipError
 from voip_stack.images.store import digest
 from voip_stack.roletest import scenarios
@@ -105,7 +105,7 @@ def record(name: str, proof: Proof, file: Path = FILE) -> None:
     with store.locked("proven"):
         proofs = load(file) | {name: proof}
         lines = [f"{name}: {_flow(asdict(proof))}\n" for name, proof in sorted(proofs.items())]
-        store.write(file, _HEAD + "".join(lines), mode=0o644)
+        files.write(file, _HEAD + "".join(lines), mode=0o644)
 
 
 def _flow(values: dict[str, Any]) -> str:

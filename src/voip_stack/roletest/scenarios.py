@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from voip_stack import cli, lab, packages, paths, provision, settings, ui
+from voip_stack import cli, files, lab, packages, paths, provision, settings, ui
 from voip_stack.errors import InventoryError
 from voip_stack.inventory import Machine
 from voip_stack.roletest import slots
@@ -81,7 +81,7 @@ def create(scenario: str) -> None:
         packages.ensure(name)
     made = slots.create(scenario, asked, ui.say)
     inventory = {"all": {"hosts": {name: reach(machine) for name, machine in made.items()}}}
-    store.write(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory", "guests.json"), json.dumps(inventory))
+    files.write(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory", "guests.json"), json.dumps(inventory))
     Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], REBOOTED).unlink(missing_ok=True)
 
 

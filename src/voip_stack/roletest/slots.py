@@ -22,7 +22,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from voip_stack import host, images, inventory, lab, paths, settings, vms
+from voip_stack import files, host, images, inventory, lab, paths, settings, vms
 from voip_stack.errors import HostError, InventoryError, VmError
 from voip_stack.images.store import digest
 from voip_stack.inventory import Address, Machine
@@ -219,7 +219,7 @@ def _take(connection: Any, want: Wanted, locks: contextlib.ExitStack) -> str:
     free = [name for name in slot_names() if name not in taken]
     free.sort(key=lambda name: (not _template(slot(name, want)).exists(), any(root().glob(f"{name}-*"))))
     for name in free:
-        with contextlib.suppress(store.BusyError):
+        with contextlib.suppress(files.BusyError):
             locks.enter_context(store.locked(f"{name}-guest", seconds=0))
             domain = lifecycle.find(connection, name)
             if not (domain and _owner(domain)):  # taken while we looked
@@ -345,7 +345,7 @@ def _abandoned(connection: Any) -> Iterator[str]:
         domain = lifecycle.find(connection, name)
         if not (domain or store.directory(name).exists()) or (domain and _owner(domain)):
             continue
-        with contextlib.suppress(store.BusyError), store.locked(f"{name}-guest", seconds=0):
+        with contextlib.suppress(files.BusyError), store.locked(f"{name}-guest", seconds=0):
             domain = lifecycle.find(connection, name)
             if not (domain and _owner(domain)):
                 vms.destroy([name], lambda _name, _what: None)

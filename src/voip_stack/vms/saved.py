@@ -18,6 +18,7 @@ from typing import Any
 
 import libvirt
 
+from voip_stack import files
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
 from voip_stack.vms import ready, ssh, store, tools
@@ -101,7 +102,7 @@ def _freeze(machine: str, name: str, layer: str) -> None:
     directory, partial, final = store.directory(machine), _directory(machine, f".{name}"), _directory(machine, name)
     os.link(directory / "disk.qcow2", directory / layer)  # at no moment is there no disk
     overlay(machine, directory / layer)
-    store.write(partial / "layer", layer)
+    files.write(partial / "layer", layer)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
 

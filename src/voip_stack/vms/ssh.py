@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import shlex
@@ -12,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from voip_stack import inventory, lab, settings
+from voip_stack import files, inventory, lab, settings
 from voip_stack.errors import VmError
 from voip_stack.host import speed
 from voip_stack.inventory import Machine
@@ -41,8 +40,7 @@ def ensure_key(path: Path, comment: str) -> Path:
         made = Path(directory) / path.name
         tools.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(made), writes=made)
         # Machines are made in parallel: the first one's key is everybody's.
-        with (path.parent / f".{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.locked(path.parent / f".{path.name}.lock"):
             if not path.exists():
                 made.with_name(made.name + ".pub").replace(path.with_name(path.name + ".pub"))
                 made.replace(path)
@@ -60,14 +58,14 @@ def write_config(machine: Machine, host_key: Path) -> None:
     domain = inventory.load().domain
     names = [machine.name, f"{machine.name}.{domain}", str(machine.internal)]
     kind, key = public(host_key).split()[:2]
-    store.write(directory / "known_hosts", f"{machine.name} {kind} {key}\n")
+    files.write(directory / "known_hosts", f"{machine.name} {kind} {key}\n")
     lines = [
         f"Host {' '.join(names)}",
         f"  HostName {machine.internal}",
         f"  HostKeyAlias {machine.name}",
         f"  UserKnownHostsFile {_quoted(directory / 'known_hosts')}",
     ]
-    store.write(directory / "ssh_config", "\n".join(lines) + "\n")
+    files.write(directory / "ssh_config", "\n".join(lines) + "\n")
     proxy = lab.current().proxy_command()
     lines = [
         "# Written by ./voip vms.create",
@@ -86,7 +84,7 @@ def write_config(machine: Machine, host_key: Path) -> None:
         "  LogLevel ERROR",
         *([f"  ProxyCommand {proxy}"] if proxy else []),
     ]
-    store.write(config_path(), "\n".join(lines) + "\n")
+    files.write(config_path(), "\n".join(lines) + "\n")
 
 
 def _quoted(path: Path) -> str:

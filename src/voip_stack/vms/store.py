@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from voip_stack import settings
-from voip_stack.deadline import Deadline
-from voip_stack.errors import VmError
+from voip_stack import files, settings
 from voip_stack.vms import tools
 
 LOCK_TIMEOUT = 30  # seconds
@@ -34,15 +31,6 @@ def names() -> list[str]:
     return sorted(d.name for d in root().glob("[!.]*") if d.is_dir())
 
 
-def write(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write `path` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{id(text)}")
-    partial.write_text(text)
-    partial.chmod(mode)
-    partial.replace(path)
-
-
 def remove(name: str) -> bool:
     """Remove all files of machine `name`; whether there were any."""
     there = directory(name).exists()
@@ -56,34 +44,19 @@ def bytes_used(name: str) -> int:
     return sum(f.stat().st_blocks * 512 for f in directory(name).rglob("*") if f.is_file())
 
 
-class BusyError(VmError):
-    """Another command has the lock."""
-
-
 @contextlib.contextmanager
-def locked(name: str, seconds: float = LOCK_TIMEOUT) -> Iterator[None]:
+def locked(name: str, seconds: float | None = None) -> Iterator[None]:
     """One command at a time changes machine `name`.
 
-    Raises BusyError when another does not end within `seconds`, VmError when the disk is full.
+    Raises BusyError when another does not end within `seconds` (LOCK_TIMEOUT), VmError when the disk is full.
     """
-    root().mkdir(parents=True, exist_ok=True)
     try:
-        with (root() / f".{name}.lock").open("w") as file:
-            if not Deadline(seconds).wait(lambda: _try_lock(file.fileno())):
-                raise BusyError(f"another command is at work on {name}", "wait for it to end, or stop it")
+        with files.locked(root() / f".{name}.lock", LOCK_TIMEOUT if seconds is None else seconds, name):
             yield
     except OSError as error:
         if tools.out_of_space(error):
             raise tools.full(root()) from None
         raise
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def console_end(name: str, lines: int = 20) -> str:
