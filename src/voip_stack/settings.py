@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_config_path
+from platformdirs import user_cache_path, user_config_path, user_data_path
 
 from voip_stack import paths
 from voip_stack.errors import SettingsError
@@ -37,6 +37,7 @@ class Settings:
     advertised_address: str = ""  # what phones are told in place of the external addresses (behind NAT)
     debian_mirror: str = ""  # empty: the one that mmdebstrap knows
     apt_ignore_expired: bool = False  # accept a package index whose date has passed
+    extra_packages: Path | None = None  # the user's own .debs; None: there are none
     package_proxy_port: int = 3143
     mitogen: bool = True
     boot_timeout: int = 0  # seconds for a machine to be ready; 0: by accelerator
@@ -44,9 +45,10 @@ class Settings:
 
     def environment(self) -> dict[str, str]:
         """The settings as environment variables, for Ansible."""
-        texts = {f.name: getattr(self, f.name) for f in fields(self)}
+        texts = {True: "yes", False: "no", None: ""}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
-            f"{PREFIX}{k.upper()}": ("yes" if v else "no") if isinstance(v, bool) else str(v) for k, v in texts.items()
+            f"{PREFIX}{k.upper()}": texts[v] if v is None or isinstance(v, bool) else str(v) for k, v in values.items()
         }
 
 
@@ -64,6 +66,10 @@ def _path(text: str) -> Path:
     if not path.is_absolute():
         raise ValueError("must be an absolute path")
     return path
+
+
+def _path_or_none(text: str) -> Path | None:
+    return _path(text) if text else None
 
 
 def _address(text: str) -> str:
@@ -131,6 +137,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "advertised_address": _address,
     "debian_mirror": _url,
     "apt_ignore_expired": _yes,
+    "extra_packages": _path_or_none,
     "package_proxy_port": _proxy_port,
     "mitogen": _yes,
     "boot_timeout": _seconds,
@@ -147,10 +154,13 @@ def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> 
 
     Raises SettingsError, naming the line, the key and what it should be.
     """
+    extra = user_data_path("voip-stack") / "packages"
     values: dict[str, object] = {
         "cache_dir": user_cache_path("voip-stack"),
         "secrets_dir": user_config_path("voip-stack") / "secrets",
         "devstack_token_file": Path("~/.config/vault/root-token").expanduser(),
+        # Decided once, and passed to whoever builds for us as root, whose data directory is another.
+        "extra_packages": extra if extra.is_dir() else None,
     }
     keys = [f"{PREFIX}{f.upper()}" for f in _PARSERS]
     found: list[tuple[str, str, str]] = []

@@ -122,7 +122,8 @@ def _made_ahead() -> Iterator[Path]:
         yield log
         return
     roles = (c.role for c in inventory.load().components.values() if c.enabled)
-    builds = [word for name in packages.needed_by(roles) for word in ("packages.build", name)]
+    names = ",".join(packages.needed_by(roles))
+    builds = ["packages.build", f"--names={names}"] if names else []
     command = [sys.executable, "-m", "invoke", *builds, "images.build"]
     with (
         log.open("w") as file,

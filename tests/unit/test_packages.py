@@ -32,7 +32,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare")
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, and a free port for a proxy of the test's own."""
     port = next(p for p in range(20000 + os.getpid() % 1000, proxy.MAX_PORT) if _is_free(p))
-    chosen = dataclasses.replace(settings.load(), cache_dir=tmp_path, package_proxy_port=port, debian_mirror="")
+    mine = {"cache_dir": tmp_path, "package_proxy_port": port, "debian_mirror": "", "extra_packages": None}
+    chosen = dataclasses.replace(settings.load(), **mine)  # type: ignore[arg-type]
     monkeypatch.setattr(settings, "load", lambda: chosen)
     yield tmp_path
     proxy.stop()

@@ -52,6 +52,18 @@ def test_settings_survive_the_way_through_the_environment() -> None:
     assert settings.parse("", chosen.environment()) == chosen
 
 
+def test_without_extra_packages_there_are_none_for_root_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    of_user = settings.parse("", {})
+    assert of_user.extra_packages is None
+    default = tmp_path / "voip-stack" / "packages"
+    default.mkdir(parents=True)  # as root's own may be there
+    assert settings.parse("", of_user.environment()).extra_packages is None
+    assert settings.parse("", {}).extra_packages == default
+    with pytest.raises(SettingsError, match="VOIP_EXTRA_PACKAGES=debs: must be an absolute path"):
+        settings.parse("", {"VOIP_EXTRA_PACKAGES": "debs"})
+
+
 def test_the_example_names_every_key_and_is_valid() -> None:
     text = (REPOSITORY / ".env.example").read_text()
     lines = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#VOIP_")]

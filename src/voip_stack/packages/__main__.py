@@ -1,8 +1,12 @@
-"""Build one package as root for another user, anew: `python -m voip_stack.packages NAME`."""
+"""Build one package as root for another user, anew: `python -m voip_stack.packages NAME`, or `--source FILE SHA256`."""
 
 import sys
 
 from voip_stack import cli, packages
 
 if __name__ == "__main__":
-    cli.guard(packages.ensure, sys.argv[1], refresh=True)
+    match sys.argv[1:]:
+        case ["--source", where, sha256]:
+            cli.guard(packages.ensure_source, where, sha256, refresh=True)
+        case [name]:
+            cli.guard(packages.ensure, name, refresh=True)

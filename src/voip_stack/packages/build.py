@@ -12,7 +12,7 @@ from pathlib import Path
 
 from voip_stack import settings, ui
 from voip_stack.errors import HostError, PackageError, UnavailableError
-from voip_stack.packages import proxy, recipes, repository
+from voip_stack.packages import proxy, recipes, repository, source
 
 # Ends with its parent (setpriv), takes all its children along (unshare's pid namespace), and its mounts are its own.
 _CONTAINED = (
@@ -53,6 +53,14 @@ _CAUSES = (
         "is the network there? see: ./voip doctor",
     ),
 )
+_CAUSES_WITHOUT_NETWORK = (
+    (
+        r"(?i)could(n't| not) resolve|name resolution|network is unreachable|no such host",
+        "it wants to download",
+        "put what it needs into the tree, or name Debian's package of it in debian/control's Build-Depends",
+    ),
+    _CAUSES[1],
+)
 
 # Of the user's own environment: how downloads that are not apt's leave this computer.
 _DOWNLOADS = ("GOPROXY", "GONOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE", "HTTPS_PROXY", "NO_PROXY")
@@ -71,12 +79,12 @@ def ensure(name: str, refresh: bool = False) -> Path:
     if found and not refresh:
         return found.directory
     if os.geteuid() != 0:
-        _as_root(name)
+        _as_root(name, name, name)
     else:
         with repository.locked(f"{name}-{recipes.key(name)}"):
             again = repository.current(name)
             if not again or again == found:  # nobody built it while we waited
-                _build(recipe)
+                _build(recipe, recipes.key(name))
         repository.publish()
     built = repository.current(name)
     if not built:
@@ -84,22 +92,46 @@ def ensure(name: str, refresh: bool = False) -> Path:
     return built.directory
 
 
-def _as_root(name: str) -> None:
+def ensure_source(where: str, sha256: str = "", refresh: bool = False) -> Path:
+    """The directory with the .debs of a source tree that carries debian/; built once for each sum, or on `refresh`.
+
+    `where` is a directory, a tarball, or the http, https or file URL of one; `sha256` the tarball's sum, which a URL
+    has to have. The build takes the place of older ones of the same source package. Raises PackageError when the tree
+    can't be had, is none, or does not build; HostError without root or zstd.
+    """
+    repository.publish()  # an extra package that is broken is told now, not after the build
+    with source.fetched(where, sha256) as tree:
+        key = tree.sha256[:12]
+        if refresh or not repository.built_from(tree.sha256):
+            if os.geteuid() != 0:
+                _as_root(tree.name, f"--source {where}", "--source", str(tree.tarball), tree.sha256)
+            else:
+                with repository.locked(f"{tree.name}-{key}"):
+                    _build(recipes.source_tree(tree.name), key, tree)
+            for build in repository.builds():
+                if build.kind == repository.SOURCE and build.name == tree.name and build.sha256 != tree.sha256:
+                    repository.remove(build.directory)
+            repository.publish()
+    built = repository.built_from(tree.sha256)
+    assert built, tree  # noqa: S101  # else an error was raised above
+    return built.directory
+
+
+def _as_root(name: str, again: str, *arguments: str) -> None:
     environment = settings.load().environment()
     keep = "--preserve-env=" + ",".join((*environment, *_DOWNLOADS, "SSL_CERT_FILE"))
     proxy.start()  # as the user, who owns its cache
-    command = ["sudo", keep, sys.executable, "-m", "voip_stack.packages", name]
+    command = ["sudo", keep, sys.executable, "-m", "voip_stack.packages", *arguments]
     try:
         done = subprocess.run(command, env=os.environ | environment, check=False)
     except FileNotFoundError:
-        raise HostError(f"building {name} needs root", f"as root: ./voip packages.build {name}") from None
+        raise HostError(f"building {name} needs root", f"as root: ./voip packages.build {again}") from None
     if done.returncode != 0:
         raise PackageError(f"{name} could not be built as root", "the error stands above")
 
 
-def _build(recipe: recipes.Recipe) -> None:
+def _build(recipe: recipes.Recipe, key: str, users: source.Tree | None = None) -> None:
     start = time.monotonic()
-    key = recipes.key(recipe.name)
     partial = repository.root() / f".{recipe.name}-{key}.partial"
     tree, result = partial / "tree", partial / "result"
     log = settings.load().cache_dir / "logs" / f"package-{recipe.name}.log"
@@ -111,21 +143,30 @@ def _build(recipe: recipes.Recipe) -> None:
     try:
         _run(recipe.name, "chroot", [*_CONTAINED, *_mmdebstrap(tree, proxy.start())], log)
         values = _ENVIRONMENT | dict(recipe.environment) | _parallel(recipe) | _sources(recipe, tree / "build")
+        if users:
+            shutil.copyfile(users.tarball, tree / "build" / "source.tar")
+            (tree / "build" / "source.tar").chmod(0o644)
+            values["TOP"] = users.top
         environment = [f"{k}={v}" for k, v in values.items()]
         for label, script in recipe.phases:
             command = [*_CONTAINED, "sh", "-c", _IN_CHROOT, "sh", str(tree), script, *environment]
             _run(recipe.name, label, command, log)
-        version = _collect(recipe, tree / "build", result)
+        note = {"name": recipe.name, "key": key}
+        if users:
+            _collect_all(recipe.name, tree / "build", result)
+            note |= {"version": users.version, "kind": repository.SOURCE, "sha256": users.sha256}
+        else:
+            note["version"] = _collect(recipe, tree / "build", result)
         seconds = round(time.monotonic() - start, 1)
-        repository.write_manifest(
-            result, name=recipe.name, version=version, key=key, at=int(time.time()), seconds=seconds
-        )
-        final = repository.root() / f"{recipe.name}-{version.rpartition(':')[2]}-{key}"
+        built = repository.write_manifest(result, **note, at=int(time.time()), seconds=seconds)
+        if users:
+            repository.check(built)
+        final = repository.root() / f"{recipe.name}-{repository.without_epoch(built.version)}-{key}"
         if final.exists():  # the same version built anew
             final.rename(partial / "old")
         repository.hand_over(result, *result.iterdir(), log)
         result.rename(final)
-        ui.say(f"{recipe.name}: {version} is ready after {seconds:.0f} s")
+        ui.say(f"{recipe.name}: {built.version} is ready after {seconds:.0f} s")
     finally:
         repository.remove(partial)
 
@@ -199,7 +240,7 @@ def _failure(name: str, label: str, log: Path) -> PackageError:
         return UnavailableError(
             f"{name}: {missing.group()}", f"name another mirror: VOIP_DEBIAN_MIRROR\nthe log: {log}"
         )
-    for pattern, cause, hint in _CAUSES:
+    for pattern, cause, hint in _CAUSES_WITHOUT_NETWORK if label.endswith("without network") else _CAUSES:
         if re.search(pattern, end):
             return PackageError(
                 f"{name}: {label} failed: {cause}", f"{hint}\nthe whole log: {log}", "\n".join(lines[-5:])
@@ -217,3 +258,14 @@ def _collect(recipe: recipes.Recipe, source: Path, result: Path) -> str:
     main = next(result.glob(f"{recipe.keep[0]}_*.deb"))
     show = ["dpkg-deb", "--field", str(main), "Version"]
     return subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _collect_all(name: str, source: Path, result: Path) -> None:
+    """Move all .debs to `result` but those of debug symbols. Raises PackageError when there is none."""
+    debs = [d for d in source.glob("*.deb") if not d.is_symlink() and "-dbgsym_" not in d.name]
+    if not debs:
+        raise PackageError(
+            f"{name}: the build made no .deb", "see debian/control and the target binary of debian/rules"
+        )
+    for deb in debs:
+        deb.rename(result / deb.name)

@@ -31,7 +31,7 @@ class Recipe:
     """
 
     name: str
-    keep: tuple[str, ...]  # the binary packages to serve; the rest is left behind
+    keep: tuple[str, ...]  # the binary packages to serve, the rest is left behind; empty: all, but for debug symbols
     phases: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...] = ()
     roles: tuple[str, ...] = ()  # that install it, when not the one of its name
@@ -90,6 +90,31 @@ def debian_source(
             ("DEB_CFLAGS_APPEND", "-g0 -O1"),
             ("DEB_CXXFLAGS_APPEND", "-g0 -O1"),
             # An emulated guest unpacks it in a fraction of the time that xz takes.
+            ("DPKG_DEB_COMPRESSOR_TYPE", "zstd"),
+        ),
+    )
+
+
+def source_tree(name: str) -> Recipe:
+    """An ordinary Debian build of a source tree of the user's: the folder $TOP of /build/source.tar carries debian/.
+
+    It compiles without the network: what it needs is in the tree or a package of Debian's, as Debian's policy has it.
+    """
+    unpack = """
+        cd /build
+        runuser -u builder -- mkdir unpacked
+        runuser -u builder -- tar --extract --file=source.tar --directory=unpacked
+        runuser -u builder -- mv "unpacked/$TOP" source
+    """
+    dependencies = "apt-get update && apt-get build-dep --yes --no-install-recommends /build/source"
+    build = "cd /build/source && unshare --net runuser -u builder -- dpkg-buildpackage --build=binary --no-sign"
+    return Recipe(
+        name=name,
+        keep=(),
+        phases=(("source", unpack), ("build dependencies", dependencies), ("compilation without network", build)),
+        environment=(
+            ("DEB_BUILD_PROFILES", "nodoc nocheck"),
+            ("DEB_BUILD_OPTIONS", "nodoc nocheck noautodbgsym"),
             ("DPKG_DEB_COMPRESSOR_TYPE", "zstd"),
         ),
     )

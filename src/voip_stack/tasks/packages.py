@@ -9,15 +9,33 @@ from voip_stack import packages, settings, ui
 from voip_stack.errors import PackageError
 
 
-@task(help={"name": "what to build, such as asterisk", "refresh": "build the newest source, even if there is a build"})
-def build(_c: Context, name: str, refresh: bool = False) -> None:
+@task(
+    positional=[],
+    help={
+        "names": "what to build, such as asterisk; comma-separated",
+        "source": "or: a source tree with debian/: a directory, a tarball, or a tarball's URL",
+        "sha256": "the tarball's sum; a URL needs it",
+        "refresh": "build the newest source, even if there is a build",
+    },
+)
+def build(_c: Context, names: str = "", source: str = "", sha256: str = "", refresh: bool = False) -> None:
     """Build a package's .debs in a clean chroot, once; what is there already is left."""
-    ui.say(f"{name}: {packages.ensure(name, refresh=refresh)}")
+    wanted = [n for n in names.split(",") if n]
+    if bool(wanted) == bool(source) or (sha256 and not source):
+        raise PackageError(
+            "name what to build: either a package or a source tree",
+            "./voip packages.build asterisk\n./voip packages.build --source FILE-OR-URL --sha256 HEX",
+        )
+    if source:
+        ui.say(f"{source}: {packages.ensure_source(source, sha256, refresh=refresh)}")
+    for name in wanted:
+        ui.say(f"{name}: {packages.ensure(name, refresh=refresh)}")
 
 
 @task(name="list", help={"json": "print JSON"})
 def list_(_c: Context, json: bool = False) -> None:
-    """The packages we build, and which builds are in the cache."""
+    """The packages we build, which builds are in the cache, and the extra packages, which this looks at first."""
+    packages.publish()
     rows: list[dict[str, object]] = [
         {
             "name": b.name,
@@ -25,7 +43,9 @@ def list_(_c: Context, json: bool = False) -> None:
             "key": b.key,
             "built": time.strftime("%F %R", time.localtime(b.at)),
             "seconds": b.seconds,
-            "state": "current" if b.is_current else "old",
+            "state": ("current" if b.is_current else "old") if b.kind == packages.RECIPE else b.kind,
+            "origin": b.origin,
+            "sha256": b.sha256,
             "debs": [d.name.partition("_")[0] for d in b.debs],
         }
         for b in packages.builds()
@@ -38,7 +58,8 @@ def list_(_c: Context, json: bool = False) -> None:
     columns = ("name", "version", "key", "built", "seconds", "state")
     for row in rows:
         # 1:22.10.1+dfsg+…-1 is 22.10.1 to a person.
-        row["version"] = str(row.get("version", "")).rpartition(":")[2].partition("+")[0]
+        if row["name"] in packages.RECIPES:
+            row["version"] = str(row.get("version", "")).rpartition(":")[2].partition("+")[0]
     ui.table(columns, [[row.get(c) for c in columns] for row in rows])
 
 
