@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import testinfra
@@ -19,7 +18,7 @@ from voip_stack.vms import ssh
 
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
-from guests import NAMES, inventory_of
+from guests import NAMES, Guest, Host, inventory_of
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -31,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def guest() -> Iterator[Callable[[str], Any]]:
+def guest() -> Iterator[Guest]:
     """guest(name): that host of the scenario, as root.
 
     By one ssh connection per guest: under emulation a login takes a second, and a command through Ansible several.
@@ -39,9 +38,10 @@ def guest() -> Iterator[Callable[[str], Any]]:
     with tempfile.TemporaryDirectory(prefix="molecule-") as sockets:
 
         @functools.cache
-        def connect(name: str) -> Any:
+        def connect(name: str) -> Host:
             machine, options = inventory_of(name)["ansible_host"], {"ssh_config": str(ssh.config_path()), "sudo": True}
-            return testinfra.get_host(f"ssh://{machine}", controlpath=f"{sockets}/{machine}", **options)
+            connected: Host = testinfra.get_host(f"ssh://{machine}", controlpath=f"{sockets}/{machine}", **options)
+            return connected
 
         yield connect
         for name in NAMES:
@@ -51,6 +51,6 @@ def guest() -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.fixture(scope="session")
-def host(guest: Callable[[str], Any]) -> Any:
+def host(guest: Guest) -> Host:
     """The guest that the role is tested on: the scenario's first."""
     return guest(NAMES[0])

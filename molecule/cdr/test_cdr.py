@@ -1,5 +1,7 @@
 """What Asterisk writes is in the table once and in the queue at least once, whatever was away or died meanwhile."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -7,10 +9,12 @@ import re
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 import jsonschema
 import pytest
-from guests import inventory_of, secret
+from guests import Guest, Host, inventory_of, secret
 
 from voip_stack import cdr, lab, paths
 from voip_stack.deadline import Deadline
@@ -52,12 +56,18 @@ with pika.BlockingConnection(pika.URLParameters(sys.stdin.read())) as broker:
         print(json.dumps([method.routing_key, *told, json.loads(body)]))
 """
 
+Write = Callable[..., None]
+Sql = Callable[[str], list[str]]
+Rows = Callable[[str], int]
+Event = list[Any]  # routing key, message id, delivery mode, type, body
+Events = Callable[..., list[Event]]
 
-def new():
+
+def new() -> str:
     return f"pbx-1-{uuid.uuid4()}"
 
 
-def line(uniqueid, **changed):
+def line(uniqueid: str, **changed: str) -> str:
     """A CDR as Asterisk writes it (res_cdrel_custom, quoting_method all)."""
     text = io.StringIO()
     csv.DictWriter(text, FIELDS, "", quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(
@@ -67,10 +77,10 @@ def line(uniqueid, **changed):
 
 
 @pytest.fixture
-def write(host):
+def write(host: Host) -> Write:
     """write(lines): append them to the spool, as Asterisk does."""
 
-    def append(*lines):
+    def append(*lines: str) -> None:
         script = f"umask 027; cat >> {SPOOL}/cdr.csv <<'EOF'\n{''.join(lines)}EOF\n"
         host.check_output("runuser -u asterisk -- sh -c %s", script)
 
@@ -78,17 +88,17 @@ def write(host):
 
 
 @pytest.fixture
-def sql(guest):
+def sql(guest: Guest) -> Sql:
     """sql(statement): what it selects from the database cdr, a line per row."""
     command = "runuser -u postgres -- psql --no-psqlrc -tAq -c %s cdr"
     return lambda statement: guest("peer").check_output(command, statement).splitlines()
 
 
 @pytest.fixture
-def rows(sql):
+def rows(sql: Sql) -> Rows:
     """rows(uniqueid): how many there are of that channel, within a minute at least one."""
 
-    def count(uniqueid):
+    def count(uniqueid: str) -> int:
         query = f"SELECT FROM cdr WHERE uniqueid = '{uniqueid}'"
         Deadline(60).wait(lambda: sql(f"SELECT count(*) FROM ({query}) AS found") != ["0"], every=1)
         return int(sql(f"SELECT count(*) FROM ({query}) AS found")[0])
@@ -97,22 +107,22 @@ def rows(sql):
 
 
 @pytest.fixture(scope="module")
-def seen():
-    """The events that were read, oldest first: routing key, message id, delivery mode, type, body."""
+def seen() -> list[Event]:
+    """The events that were read, oldest first."""
     return []
 
 
 @pytest.fixture
-def events(seen):
+def events(seen: list[Event]) -> Events:
     """events(uniqueid): those of that channel's CDRs that were ever read, within two minutes at least `least`."""
     url = f"amqp://cdr_reader:{secret('rabbitmq_password_cdr_reader')}@{PEER}:5672/voip?socket_timeout=20"
     argv = lab.current().inside(sys.executable, "-c", READ)
 
-    def of(uniqueid):
+    def of(uniqueid: str) -> list[Event]:
         return [event for event in seen if event[4]["uniqueid"] == uniqueid]
 
-    def read(uniqueid, least=1):
-        def come():
+    def read(uniqueid: str, least: int = 1) -> list[Event]:
+        def come() -> bool:
             done = subprocess.run(argv, input=url, capture_output=True, text=True, timeout=60, check=False)
             seen.extend(json.loads(text) for text in done.stdout.splitlines())
             return len(of(uniqueid)) >= least
@@ -124,20 +134,20 @@ def events(seen):
 
 
 @pytest.fixture
-def set_aside(host):
+def set_aside(host: Host) -> Callable[[], list[str]]:
     """set_aside(): the lines that were found to be no CDRs."""
 
-    def read():
+    def read() -> list[str]:
         return host.run(f"cat {REFUSED}").stdout.splitlines()
 
     return read
 
 
-def kill(machine, unit):
+def kill(machine: Host, unit: str) -> None:
     machine.check_output("systemctl kill --signal=KILL %s", unit)
 
 
-def test_a_cdr_is_a_row_and_an_event_as_it_is_documented(write, sql, rows, events):
+def test_a_cdr_is_a_row_and_an_event_as_it_is_documented(write: Write, sql: Sql, rows: Rows, events: Events) -> None:
     name = new()
     write(line(name))
     assert rows(name) == 1
@@ -156,7 +166,7 @@ def test_a_cdr_is_a_row_and_an_event_as_it_is_documented(write, sql, rows, event
     assert event["clid"] == '"Ann \\"the, boss\\"" <1001>'
 
 
-def test_a_call_that_nobody_answered_has_no_time_of_an_answer(write, events):
+def test_a_call_that_nobody_answered_has_no_time_of_an_answer(write: Write, events: Events) -> None:
     name = new()
     write(line(name, answer="0.000000", billsec="0", disposition="NO ANSWER"))
     ((key, _, _, _, event),) = events(name)
@@ -165,7 +175,9 @@ def test_a_call_that_nobody_answered_has_no_time_of_an_answer(write, events):
     assert event["answer"] is None
 
 
-def test_a_cdr_that_comes_again_is_one_row_and_one_event(write, rows, events, set_aside):
+def test_a_cdr_that_comes_again_is_one_row_and_one_event(
+    write: Write, rows: Rows, events: Events, set_aside: Callable[[], list[str]]
+) -> None:
     name, later, aside = new(), new(), set_aside()
     write(line(name), line(name))
     assert rows(name) == 1
@@ -176,7 +188,9 @@ def test_a_cdr_that_comes_again_is_one_row_and_one_event(write, rows, events, se
     assert set_aside() == aside
 
 
-def test_a_line_that_is_no_cdr_is_set_aside_and_holds_nothing_up(host, write, rows, set_aside):
+def test_a_line_that_is_no_cdr_is_set_aside_and_holds_nothing_up(
+    host: Host, write: Write, rows: Rows, set_aside: Callable[[], list[str]]
+) -> None:
     name, aside = new(), set_aside()
     bad = [
         "half a li\n",
@@ -191,7 +205,7 @@ def test_a_line_that_is_no_cdr_is_set_aside_and_holds_nothing_up(host, write, ro
     assert "not a CDR, kept in" in host.check_output("journalctl --no-pager -u cdr-spool")
 
 
-def test_bytes_that_are_no_text_do_not_lose_a_cdr(host, sql, rows):
+def test_bytes_that_are_no_text_do_not_lose_a_cdr(host: Host, sql: Sql, rows: Rows) -> None:
     name = new()
     text = line(name, clid="Zo\\353 <1001>")  # Latin-1
     host.check_output("runuser -u asterisk -- sh -c %s", f"umask 027; printf '{text}' >> {SPOOL}/cdr.csv")
@@ -199,7 +213,7 @@ def test_bytes_that_are_no_text_do_not_lose_a_cdr(host, sql, rows):
     assert sql(f"SELECT clid FROM cdr WHERE uniqueid = '{name}'") == ["Zo\N{REPLACEMENT CHARACTER} <1001>"]
 
 
-def test_what_asterisk_is_still_writing_is_waited_for(host, rows):
+def test_what_asterisk_is_still_writing_is_waited_for(host: Host, rows: Rows) -> None:
     """The file is moved away between Asterisk's opening it and its writing."""
     early, late = new(), new()
     slowly = """
@@ -217,7 +231,9 @@ with open(sys.argv[1], "a") as file:
 
 
 @pytest.mark.outage
-def test_cdrs_of_a_time_without_postgresql_arrive_when_it_is_back(guest, host, write, rows, events):
+def test_cdrs_of_a_time_without_postgresql_arrive_when_it_is_back(
+    guest: Guest, host: Host, write: Write, rows: Rows, events: Events
+) -> None:
     name = new()
     kill(guest("peer"), "postgresql@17-main")
     guest("peer").check_output("systemctl stop postgresql@17-main")
@@ -233,7 +249,9 @@ def test_cdrs_of_a_time_without_postgresql_arrive_when_it_is_back(guest, host, w
 
 
 @pytest.mark.outage
-def test_events_of_a_time_without_rabbitmq_arrive_in_order_when_it_is_back(guest, write, sql, rows, events, seen):
+def test_events_of_a_time_without_rabbitmq_arrive_in_order_when_it_is_back(
+    guest: Guest, write: Write, sql: Sql, rows: Rows, events: Events, seen: list[Event]
+) -> None:
     names = [new() for _ in range(5)]
     kill(guest("peer"), "rabbitmq-server")
     write(*(line(name) for name in names))
@@ -244,7 +262,9 @@ def test_events_of_a_time_without_rabbitmq_arrive_in_order_when_it_is_back(guest
 
 
 @pytest.mark.outage
-def test_an_event_that_no_queue_takes_is_kept_until_one_does(guest, write, sql, rows, events):
+def test_an_event_that_no_queue_takes_is_kept_until_one_does(
+    guest: Guest, write: Write, sql: Sql, rows: Rows, events: Events
+) -> None:
     name = new()
     guest("peer").check_output("rabbitmqctl --silent delete_queue --vhost voip cdr")
     try:
@@ -260,7 +280,9 @@ def test_an_event_that_no_queue_takes_is_kept_until_one_does(guest, write, sql, 
 
 
 @pytest.mark.outage
-def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_its_id(guest, host, write, sql, events):
+def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_its_id(
+    guest: Guest, host: Host, write: Write, sql: Sql, events: Events
+) -> None:
     name = new()
     host.check_output("systemctl stop cdr-publisher")
     write(line(name))
@@ -281,13 +303,15 @@ def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_
     assert Deadline(60).wait(lambda: sql("SELECT count(*) FROM cdr_event") == ["0"], every=1)
 
 
-def test_who_follows_sees_an_event_and_takes_none_from_the_queue(guest, host, write, events):
+def test_who_follows_sees_an_event_and_takes_none_from_the_queue(
+    guest: Guest, host: Host, write: Write, events: Events
+) -> None:
     name = new()
     login = f"amqp://cdr_reader:{secret('rabbitmq_password_cdr_reader')}@{PEER}:5672/voip cdr.tail.test"
     script = '(echo "$0"; sleep 300) | python3 -c "$1" >/tmp/followed 2>&1'
     host.check_output("systemd-run --quiet --collect --unit=follower sh -c %s %s %s", script, login, cdr._FOLLOW)
 
-    def queues():
+    def queues() -> list[str]:
         return guest("peer").check_output("rabbitmqctl --silent list_queues --vhost voip name").splitlines()
 
     assert Deadline(30).wait(lambda: "cdr.tail.test" in queues(), every=1)
@@ -299,7 +323,7 @@ def test_who_follows_sees_an_event_and_takes_none_from_the_queue(guest, host, wr
 
 
 @pytest.mark.parametrize(("service", "capabilities"), [("spool", {"cap_lease"}), ("publisher", set())])
-def test_a_broken_service_gains_nothing(host, service, capabilities):
+def test_a_broken_service_gains_nothing(host: Host, service: str, capabilities: set[str]) -> None:
     pid = host.check_output("systemctl show --value -p MainPID %s", f"cdr-{service}")
     status = dict(text.split(":\t", 1) for text in host.check_output("cat /proc/%s/status", pid).splitlines())
     assert status["Uid"].split()[0] != "0"
@@ -315,7 +339,7 @@ def test_a_broken_service_gains_nothing(host, service, capabilities):
     assert host.run(write_to, pid).stderr.count("Read-only file system") == 2
 
 
-def test_no_password_is_seen(host):
+def test_no_password_is_seen(host: Host) -> None:
     passwords = [
         secret(name)
         for name in ("postgresql_password_cdr", "postgresql_password_cdr_publisher", "rabbitmq_password_cdr_publisher")

@@ -1,16 +1,20 @@
 """Phones outside register and call through the proxy to a stub of a PBX; what is not right is refused."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import re
 import secrets
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from guests import inventory_of
+from guests import Guest, Host, inventory_of
 
 from voip_stack import calls, certificates, inventory
 from voip_stack.calls.phone import Phone
-from voip_stack.calls.sipp import Refused
+from voip_stack.calls.sipp import Leg, Refused
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
 from voip_stack.inventory import Address
@@ -24,7 +28,7 @@ AND_TLS = pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
 
 
 @pytest.fixture(scope="session")
-def sql(guest):
+def sql(guest: Guest) -> Callable[[str], str]:
     """sql(statement): in the proxy's database, as its owner."""
     return lambda statement: guest("peer").check_output(
         "runuser -u postgres -- psql --no-psqlrc -tAqc %s kamailio", statement
@@ -32,7 +36,7 @@ def sql(guest):
 
 
 @pytest.fixture(scope="session")
-def passwords(sql):
+def passwords(sql: Callable[[str], str]) -> dict[str, str]:
     """Two subscribers, number to password."""
     made = {number: secrets.token_hex(8) for number in ("1001", "1002")}
     for number, password in made.items():
@@ -45,7 +49,7 @@ def passwords(sql):
 
 
 @pytest.fixture
-def phones(passwords, tmp_path):
+def phones(passwords: dict[str, str], tmp_path: Path) -> list[Phone]:
     """Two phones outside, the caller and another."""
     return [
         Phone(number, password, address, tone_hz=tone, traces=tmp_path, proxy=EXTERNAL, ca=certificates.authority())
@@ -54,20 +58,23 @@ def phones(passwords, tmp_path):
 
 
 @pytest.fixture
-def trunk(tmp_path):
+def trunk(tmp_path: Path) -> Phone:
     """pbx-2, which is this computer; at ports of its own: other scenarios may be at work from this address."""
-    ports = {"sip_port": 5070, "media_port": 6070}
-    return Phone("600", "", COMPUTER, tone_hz=1570, traces=tmp_path, proxy=INTERNAL, inside=True, **ports)
+    return Phone(
+        "600", "", COMPUTER, tone_hz=1570, traces=tmp_path, proxy=INTERNAL, inside=True, sip_port=5070, media_port=6070
+    )
 
 
-def refusal(leg):
+def refusal(leg: Leg) -> int:
     with leg, pytest.raises(Refused) as caught:
         leg.finish()
     return caught.value.status
 
 
 @AND_TLS
-def test_a_phone_registers_and_its_binding_is_in_the_database(phones, sql, transport):
+def test_a_phone_registers_and_its_binding_is_in_the_database(
+    phones: list[Phone], sql: Callable[[str], str], transport: str
+) -> None:
     phone = dataclasses.replace(phones[0], transport=transport)
     phone.register()
     found = sql("SELECT contact, socket FROM location WHERE username = '1001'")
@@ -78,7 +85,7 @@ def test_a_phone_registers_and_its_binding_is_in_the_database(phones, sql, trans
 
 
 @AND_TLS
-def test_a_call_reaches_the_pbx_and_its_sound_comes_back(phones, transport):
+def test_a_call_reaches_the_pbx_and_its_sound_comes_back(phones: list[Phone], transport: str) -> None:
     phone = dataclasses.replace(phones[0], transport=transport)
     with calls.Capture() as capture, phone.call("600", seconds=4) as leg:
         leg.finish()
@@ -88,7 +95,7 @@ def test_a_call_reaches_the_pbx_and_its_sound_comes_back(phones, transport):
 
 
 @TRANSPORTS
-def test_a_wrong_password_gets_neither_a_binding_nor_a_call(phones, transport):
+def test_a_wrong_password_gets_neither_a_binding_nor_a_call(phones: list[Phone], transport: str) -> None:
     # From an address of its own, and with few tries: it is not to be banned here.
     thief = dataclasses.replace(phones[1], password="wrong", transport=transport, address=STACK.phones[2])
     with pytest.raises(Refused) as caught:
@@ -97,7 +104,7 @@ def test_a_wrong_password_gets_neither_a_binding_nor_a_call(phones, transport):
     assert refusal(thief.call("600")) == 407
 
 
-def test_an_unknown_account_gets_the_same_answer_as_a_wrong_password(phones):
+def test_an_unknown_account_gets_the_same_answer_as_a_wrong_password(phones: list[Phone]) -> None:
     with pytest.raises(Refused) as caught:
         dataclasses.replace(phones[1], number="1999", address=STACK.phones[2]).register()
     assert caught.value.status == 401
@@ -105,23 +112,23 @@ def test_an_unknown_account_gets_the_same_answer_as_a_wrong_password(phones):
 
 @TRANSPORTS
 @pytest.mark.parametrize("to", ["alice@example.org", "600@192.0.2.7"])
-def test_nobody_is_relayed_to_a_foreign_domain(phones, to, transport):
+def test_nobody_is_relayed_to_a_foreign_domain(phones: list[Phone], to: str, transport: str) -> None:
     phone = dataclasses.replace(phones[0], transport=transport, password="")  # refused before it is asked who it is
     assert refusal(phone.call(to)) == 403
 
 
-def test_the_caller_is_who_authenticated(phones):
+def test_the_caller_is_who_authenticated(phones: list[Phone]) -> None:
     assert refusal(dataclasses.replace(phones[0], number="1002", login="1001").call("600")) == 403
 
 
-def test_a_binding_that_is_too_short_is_made_longer(phones, host):
+def test_a_binding_that_is_too_short_is_made_longer(phones: list[Phone], host: Host) -> None:
     phones[0].register(expires=30)
-    left = int(re.search(r"Expires: (\d+)", host.check_output("kamcmd ul.dump")).group(1))
+    left = int(re.findall(r"Expires: (\d+)", host.check_output("kamcmd ul.dump"))[0])
     phones[0].unregister()
     assert 60 < left <= 90
 
 
-def test_the_pbx_reaches_a_registered_phone(phones, trunk):
+def test_the_pbx_reaches_a_registered_phone(phones: list[Phone], trunk: Phone) -> None:
     """With sound both ways: the phone hears the caller's tone."""
     phones[1].register()
     with calls.Capture() as capture, phones[1].answer() as callee, trunk.call("1002", seconds=4) as caller:
@@ -133,16 +140,16 @@ def test_the_pbx_reaches_a_registered_phone(phones, trunk):
 
 
 @pytest.mark.parametrize(("number", "status"), [("1002", 480), ("1777", 404)])
-def test_the_pbx_learns_who_is_away_and_who_does_not_exist(trunk, number, status):
+def test_the_pbx_learns_who_is_away_and_who_does_not_exist(trunk: Phone, number: str, status: int) -> None:
     assert refusal(trunk.call(number)) == status
 
 
-def test_nothing_is_left_of_the_calls(host):
+def test_nothing_is_left_of_the_calls(host: Host) -> None:
     gone = Deadline(15)
     assert gone.wait(lambda: "all: 0" in host.check_output("kamcmd dlg.stats_active"), every=1)
 
 
-def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones):
+def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones: list[Phone]) -> None:
     guesser = dataclasses.replace(phones[1], password="wrong", address=STACK.phones[3])
     for _ in range(4):
         with pytest.raises(Refused):
@@ -153,7 +160,7 @@ def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones):
     phones[0].register()  # from another address nobody notices
     phones[0].unregister()
 
-    def let_in():
+    def let_in() -> bool:
         try:
             right.register()
         except Refused:
@@ -165,7 +172,7 @@ def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones):
 
 
 @pytest.mark.outage
-def test_no_pbx_means_503_and_a_pbx_that_comes_back_gets_calls(guest, host, phones):
+def test_no_pbx_means_503_and_a_pbx_that_comes_back_gets_calls(guest: Guest, host: Host, phones: list[Phone]) -> None:
     guest("peer").check_output("systemctl stop stub-pbx")
     try:
         assert refusal(phones[0].call("600")) == 503
@@ -177,7 +184,9 @@ def test_no_pbx_means_503_and_a_pbx_that_comes_back_gets_calls(guest, host, phon
 
 
 @pytest.mark.outage
-def test_without_the_database_nobody_new_is_let_in_and_the_others_go_on(guest, phones, trunk):
+def test_without_the_database_nobody_new_is_let_in_and_the_others_go_on(
+    guest: Guest, phones: list[Phone], trunk: Phone
+) -> None:
     phones[0].register()
     with phones[1].call("600", seconds=25) as going_on:
         going_on.wait_for("answered")
@@ -198,7 +207,7 @@ def test_without_the_database_nobody_new_is_let_in_and_the_others_go_on(guest, p
 
 
 @pytest.mark.outage
-def test_a_killed_proxy_knows_its_phones_again(host, phones):
+def test_a_killed_proxy_knows_its_phones_again(host: Host, phones: list[Phone]) -> None:
     """Bindings are read from PostgreSQL at start; systemd starts what died."""
     phones[0].register()
     host.check_output("systemctl kill --signal=SIGKILL kamailio.service")
@@ -208,7 +217,9 @@ def test_a_killed_proxy_knows_its_phones_again(host, phones):
     phones[0].unregister()
 
 
-def test_a_new_certificate_is_taken_without_a_restart_and_one_of_a_foreign_ca_is_refused_by_the_phone(host, phones):
+def test_a_new_certificate_is_taken_without_a_restart_and_one_of_a_foreign_ca_is_refused_by_the_phone(
+    host: Host, phones: list[Phone]
+) -> None:
     phone = dataclasses.replace(phones[0], transport="tls")
     pid = host.check_output("systemctl show --value --property MainPID kamailio")
     reload, pem = "kamcmd tls.reload", "/etc/kamailio/certificate.pem"

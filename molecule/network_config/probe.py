@@ -3,6 +3,8 @@
 Runs on guests and on this computer with nothing but Python. A port that is taken already is served by who has it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import json
@@ -11,17 +13,19 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 READY = "/run/listeners"  # all ports are served from then on
 
 
-def split(word):
+def split(word: str) -> tuple[socket.SocketKind, int]:
     protocol, _, port = word.partition("/")
     return (socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM), int(port)
 
 
-def listen(words):
+def listen(words: Sequence[str]) -> NoReturn:
     sockets = []
     for word in words:
         kind, port = split(word)
@@ -46,8 +50,8 @@ def listen(words):
                 server.sendto(data, source)
 
 
-def ask(address, words):
-    waiting = {}
+def ask(address: str, words: Sequence[str]) -> None:
+    waiting: dict[socket.socket, str] = {}
     for word in words:
         kind, port = split(word)
         client = socket.socket(socket.AF_INET, kind)
@@ -55,7 +59,7 @@ def ask(address, words):
         client.setblocking(False)
         client.connect_ex((address, port))
         waiting[client] = word
-    answered = set()
+    answered: set[str] = set()
     end = time.monotonic() + 3  # of a guest under emulation, too
     while waiting and time.monotonic() < end:
         for client in waiting:

@@ -1,11 +1,15 @@
 """Each documented port is open where the inventory says and closed elsewhere: seen from every kind of machine."""
 
+from __future__ import annotations
+
 import json
 import subprocess
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
-from guests import inventory_of
+from guests import Guest, Host, inventory_of
 
 from voip_stack import inventory, lab
 from voip_stack.deadline import Deadline
@@ -25,9 +29,10 @@ INSIDE = [
     ("core", "edge"),
     *((stub, target) for stub in STUBS for target in KINDS),
 ]
+Answers = Callable[[str, str], set[str]]
 
 
-def documented(target, network, sources=()):
+def documented(target: str, network: str, sources: Sequence[str] = ()) -> set[str]:
     """The ports that `target` offers to `sources` (groups, or the computer) by the inventory; outside to anybody."""
     return {
         f"{s.protocol}/{port}"
@@ -40,20 +45,24 @@ def documented(target, network, sources=()):
 
 
 @pytest.fixture(scope="module")
-def listening(guest):
+def listening(guest: Guest) -> None:
     """All these ports are served on each machine: what is closed, the firewall closes."""
+
+    def ready(machine: Host) -> bool:
+        return machine.run("test -e /run/listeners").rc == 0
+
     for name in KINDS:
         unit = guest(name).run("systemctl is-active listeners")
         if unit.rc != 0:
             guest(name).check_output("systemd-run --unit=listeners python3 -c %s listen " + " ".join(PORTS), PROBE)
-        assert Deadline(60).wait(lambda name=name: guest(name).run("test -e /run/listeners").rc == 0, every=1), name
+        assert Deadline(60).wait(partial(ready, guest(name)), every=1), name
 
 
 @pytest.fixture(scope="module")
-def answers(guest, listening):  # noqa: ARG001  # asked when they listen
+def answers(guest: Guest, listening: None) -> Answers:  # noqa: ARG001  # asked when they listen
     """answers(who, address): the ports of PORTS that answer to `who`; a stub asks by way of the other machine."""
 
-    def ask(who, address):
+    def ask(who: str, address: str) -> set[str]:
         if who in ("computer", "phone"):
             home = {"computer": lab.current().inside, "phone": lab.current().outside}[who]
             argv = home("python3", "-c", PROBE, "ask", address, *PORTS)
@@ -73,24 +82,24 @@ def answers(guest, listening):  # noqa: ARG001  # asked when they listen
 
 
 @pytest.mark.parametrize(("who", "target"), INSIDE, ids=[f"{target} from {who}" for who, target in INSIDE])
-def test_inside_each_sees_what_is_documented_for_it(answers, who, target):
+def test_inside_each_sees_what_is_documented_for_it(answers: Answers, who: str, target: str) -> None:
     sources = KINDS.get(who) or (STUBS[who][:1] if who in STUBS else (who,))
     expected = documented(target, "internal", sources)
     assert answers(who, inventory_of(target)["internal_address"]) == expected
 
 
-def test_every_documented_source_was_asked_from():
+def test_every_documented_source_was_asked_from() -> None:
     """So that a new group in the inventory does not go untested."""
     asked = {s for who, _ in INSIDE for s in KINDS.get(who) or (STUBS[who][:1] if who in STUBS else (who,))}
     assert {source for service in STACK.services for source in service.sources} <= asked
 
 
 @pytest.mark.parametrize("target", KINDS)
-def test_outside_sees_what_is_documented_and_nothing_else(answers, target):
+def test_outside_sees_what_is_documented_and_nothing_else(answers: Answers, target: str) -> None:
     assert answers("phone", inventory_of(target)["external_address"]) == documented(target, "external")
 
 
-def test_nobody_outside_reaches_an_internal_address(answers):
+def test_nobody_outside_reaches_an_internal_address(answers: Answers) -> None:
     """Not even of the machine that has both: an address counts on its own network only."""
     route = [f"{inventory_of('edge')['internal_address']}/32", "via", inventory_of("edge")["external_address"]]
     subprocess.run(lab.current().outside("ip", "route", "replace", *route), check=True)
@@ -100,14 +109,14 @@ def test_nobody_outside_reaches_an_internal_address(answers):
         subprocess.run(lab.current().outside("ip", "route", "del", *route), check=True)
 
 
-def test_nothing_is_routed_between_the_networks(guest):
+def test_nothing_is_routed_between_the_networks(guest: Guest) -> None:
     for name in KINDS:
         assert guest(name).sysctl("net.ipv4.ip_forward") == 0
         assert "type filter hook forward priority filter; policy drop" in guest(name).check_output("nft list ruleset")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_addresses_are_those_of_the_inventory(guest, name):
+def test_addresses_are_those_of_the_inventory(guest: Guest, name: str) -> None:
     known = inventory_of(name)
     links = json.loads(guest(name).check_output("ip -json -4 address show scope global"))
     found = {link["ifname"]: [a["local"] for a in link["addr_info"]] for link in links}
@@ -117,7 +126,7 @@ def test_addresses_are_those_of_the_inventory(guest, name):
     assert found == wanted
 
 
-def test_another_table_survives_a_stop_and_a_start(guest):
+def test_another_table_survives_a_stop_and_a_start(guest: Guest) -> None:
     """RTPEngine has a table of its own: whatever happens to the firewall must not take it along."""
     machine = guest("core")
     machine.check_output("nft add table ip filter")

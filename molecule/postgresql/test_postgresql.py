@@ -1,25 +1,31 @@
 """Each component's login does its daemon's work and nothing else, from its own machines and from nowhere else."""
 
+from __future__ import annotations
+
 import json
 import struct
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 import jsonschema
 import pytest
-from guests import inventory_of, secret
+from guests import Host, Result, inventory_of, secret
 
 from voip_stack import lab, paths
 
 ADDRESS = inventory_of("postgresql-1")["internal_address"]
 DATABASES = {"cdr_publisher": "cdr"}  # others have the name of their login
 EVENT = json.loads((paths.REPOSITORY / "docs/cdr-event.schema.json").read_text())
+Sql = Callable[..., Result]
+Events = Callable[[object], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def sql(host):
+def sql(host: Host) -> Sql:
     """sql(login, statement): what psql says as that login, over the network."""
 
-    def run(login, statement, password=None):
+    def run(login: str, statement: str, password: str | None = None) -> Result:
         return host.run(
             "PGPASSWORD=%s psql --no-psqlrc --tuples-only --no-align --set=ON_ERROR_STOP=1 --command=%s %s",
             password or secret(f"postgresql_password_{login}"),
@@ -30,19 +36,19 @@ def sql(host):
     return run
 
 
-def test_listens_inside_and_on_loopback_only(host):
+def test_listens_inside_and_on_loopback_only(host: Host) -> None:
     found = {line.split()[3] for line in host.check_output("ss -Hltn 'sport = :5432'").splitlines()}
     assert found == {f"{ADDRESS}:5432", "127.0.0.1:5432"}
 
 
-def test_parameters_are_in_force(host):
+def test_parameters_are_in_force(host: Host) -> None:
     ask = "runuser -u postgres -- psql -tAc %s"
     assert host.check_output(ask, "SHOW max_connections") == "42"
     assert host.check_output(ask, "SHOW shared_buffers") == "32MB"
     assert host.check_output(ask, "SHOW password_encryption") == "scram-sha-256"
 
 
-def test_kamailio_registers_phones(sql):
+def test_kamailio_registers_phones(sql: Sql) -> None:
     insert = """
         INSERT INTO location (ruid, username, contact, expires, callid, last_modified)
         VALUES ('r', 'u', 'sip:u@192.0.2.1', now(), 'c', now())
@@ -54,7 +60,7 @@ def test_kamailio_registers_phones(sql):
     assert sql("kamailio", "SELECT count(*) FROM subscriber").rc == 0
 
 
-def cdr(uniqueid, sequence=0, more=""):
+def cdr(uniqueid: object, sequence: int = 0, more: str = "") -> str:
     return (
         "INSERT INTO cdr (start, answer, uniqueid, sequence, src, dst, disposition) VALUES"
         f" ('2026-11-25 10:00:00.5', NULL, '{uniqueid}', {sequence}, 'a', 'b', 'NO ANSWER') {more}"
@@ -62,22 +68,22 @@ def cdr(uniqueid, sequence=0, more=""):
 
 
 @pytest.fixture
-def events(sql):
+def events(sql: Sql) -> Events:
     """events(uniqueid): the events of that channel's CDRs."""
 
-    def read(uniqueid):
+    def read(uniqueid: object) -> list[dict[str, Any]]:
         query = f"SELECT payload FROM cdr_event WHERE payload->>'uniqueid' = '{uniqueid}' ORDER BY id"
         return [json.loads(line) for line in sql("cdr_publisher", query).stdout.splitlines()]
 
     return read
 
 
-def test_cdr_writes_and_cannot_read(sql):
+def test_cdr_writes_and_cannot_read(sql: Sql) -> None:
     assert sql("cdr", cdr(uuid.uuid4())).rc == 0
     assert "permission denied" in sql("cdr", "SELECT * FROM cdr").stderr
 
 
-def test_a_cdr_leaves_an_event_as_it_is_documented(sql, events):
+def test_a_cdr_leaves_an_event_as_it_is_documented(sql: Sql, events: Events) -> None:
     name = f"pbx-1-{uuid.uuid4()}"
     assert sql("cdr", cdr(name, sequence=7)).rc == 0
     (event,) = events(name)
@@ -88,7 +94,7 @@ def test_a_cdr_leaves_an_event_as_it_is_documented(sql, events):
     assert (event["src"], event["dst"], event["disposition"]) == ("a", "b", "NO ANSWER")
 
 
-def test_a_cdr_that_comes_again_is_one_row_and_one_event(host, sql, events):
+def test_a_cdr_that_comes_again_is_one_row_and_one_event(host: Host, sql: Sql, events: Events) -> None:
     name = uuid.uuid4()
     for _ in range(2):
         assert sql("cdr", cdr(name, more="ON CONFLICT DO NOTHING")).rc == 0
@@ -97,20 +103,20 @@ def test_a_cdr_that_comes_again_is_one_row_and_one_event(host, sql, events):
     assert len(events(name)) == 1
 
 
-def test_a_cdr_that_is_taken_back_leaves_no_event(sql, events):
+def test_a_cdr_that_is_taken_back_leaves_no_event(sql: Sql, events: Events) -> None:
     name = uuid.uuid4()
     assert sql("cdr", f"BEGIN; {cdr(name)}; ROLLBACK").rc == 0
     assert events(name) == []
 
 
-def test_a_published_event_is_removed(sql, events):
+def test_a_published_event_is_removed(sql: Sql, events: Events) -> None:
     name = uuid.uuid4()
     assert sql("cdr", cdr(name)).rc == 0
     assert sql("cdr_publisher", f"DELETE FROM cdr_event WHERE payload->>'uniqueid' = '{name}'").rc == 0
     assert events(name) == []
 
 
-def test_asterisk_reads_its_endpoints(sql):
+def test_asterisk_reads_its_endpoints(sql: Sql) -> None:
     assert sql("asterisk", "SELECT count(*) FROM ps_endpoints").rc == 0
 
 
@@ -133,17 +139,17 @@ def test_asterisk_reads_its_endpoints(sql):
         ("cdr_publisher", "CREATE TABLE mine (a int)"),
     ],
 )
-def test_nothing_else(sql, login, statement):
+def test_nothing_else(sql: Sql, login: str, statement: str) -> None:
     done = sql(login, statement)
     assert done.rc != 0
     assert "permission denied" in done.stderr
 
 
-def test_a_wrong_password_is_refused(sql):
+def test_a_wrong_password_is_refused(sql: Sql) -> None:
     assert "password authentication failed" in sql("kamailio", "SELECT 1", password="wrong").stderr
 
 
-def test_no_login_reaches_another_database(host):
+def test_no_login_reaches_another_database(host: Host) -> None:
     password = secret("postgresql_password_cdr")
     done = host.run("PGPASSWORD=%s psql -tAc 'SELECT 1' %s", password, f"host={ADDRESS} dbname=asterisk user=cdr")
     assert "no pg_hba.conf entry" in done.stderr
@@ -158,7 +164,7 @@ def test_no_login_reaches_another_database(host):
         ("postgres", "postgres", False),
     ],
 )
-def test_a_proxy_gets_its_own_database_only(user, database, admitted):
+def test_a_proxy_gets_its_own_database_only(user: str, database: str, admitted: bool) -> None:
     """By the server's first word, before any password: R (which authentication) or E (an error).
 
     https://www.postgresql.org/docs/17/protocol-message-formats.html

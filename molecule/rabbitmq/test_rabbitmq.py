@@ -1,17 +1,21 @@
 """Each user does its daemon's work and nothing else, and what was confirmed is there after a crash."""
 
+from __future__ import annotations
+
 import json
 import re
 import socket
 import time
 import types
 import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
 import pika
 import pytest
-from guests import inventory_of, secret
+from guests import Host, inventory_of, secret
+from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils import connection_workflow
 from pika.exceptions import (
     ChannelClosedByBroker,
@@ -31,7 +35,7 @@ SOCKETS = types.SimpleNamespace(**{**vars(socket), "socket": lambda *_: lab.curr
 
 
 @contextmanager
-def logged_in(user, password=None, vhost="voip"):
+def logged_in(user: str, password: str | None = None, vhost: str = "voip") -> Iterator[BlockingChannel]:
     """A channel from this computer, as a daemon's, where publishing waits for the confirmation."""
     parameters = pika.ConnectionParameters(
         ADDRESS,
@@ -53,13 +57,13 @@ def logged_in(user, password=None, vhost="voip"):
             connection.close()
 
 
-def publish(channel, body, exchange="cdr", key="call.end"):
+def publish(channel: BlockingChannel, body: str, exchange: str = "cdr", key: str = "call.end") -> None:
     channel.basic_publish(exchange, key, body, PERSISTENT, mandatory=True)
 
 
-def bodies(channel, queue="cdr"):
+def bodies(channel: BlockingChannel, queue: str = "cdr") -> list[str]:
     """All that is in a queue; it is empty then."""
-    found = []
+    found: list[str] = []
     while True:
         method, _, body = channel.basic_get(queue, auto_ack=True)
         if method is None:
@@ -67,18 +71,18 @@ def bodies(channel, queue="cdr"):
         found.append(body.decode())
 
 
-def main_pid(host):
+def main_pid(host: Host) -> str:
     return host.check_output("systemctl show --value -p MainPID rabbitmq-server")
 
 
-def test_listens_inside_for_clients_and_on_loopback_for_erlang(host):
+def test_listens_inside_for_clients_and_on_loopback_for_erlang(host: Host) -> None:
     found = {line.split()[3] for line in host.check_output("ss -Hltnp").splitlines() if '"beam' in line}
     assert found == {f"{ADDRESS}:5672", "127.0.0.1:25672"}
     found = {line.split()[3] for line in host.check_output("ss -Hltn 'sport = :4369'").splitlines()}
     assert found == {"127.0.0.1:4369"}
 
 
-def test_a_cdr_goes_from_the_publisher_to_the_reader():
+def test_a_cdr_goes_from_the_publisher_to_the_reader() -> None:
     body = uuid.uuid4().hex
     with logged_in("cdr_publisher") as channel:
         publish(channel, body)
@@ -88,7 +92,7 @@ def test_a_cdr_goes_from_the_publisher_to_the_reader():
         assert bodies(channel)[-1] == body
 
 
-def test_a_user_of_any_name_and_password_has_its_own_queue():
+def test_a_user_of_any_name_and_password_has_its_own_queue() -> None:
     with logged_in('watch "2"') as channel:
         publish(channel, "fire", exchange="alarm", key="")
         assert bodies(channel, "alarm") == ["fire"]
@@ -104,7 +108,9 @@ def test_a_user_of_any_name_and_password_has_its_own_queue():
         ("cdr_reader", None, "/", ProbableAccessDeniedError, "vhost / not found"),
     ],
 )
-def test_a_wrong_login_is_refused(user, password, vhost, refusal, said):
+def test_a_wrong_login_is_refused(
+    user: str, password: str | None, vhost: str, refusal: type[Exception], said: str
+) -> None:
     with pytest.raises(refusal, match=said), logged_in(user, password, vhost):
         pass
 
@@ -128,31 +134,31 @@ def test_a_wrong_login_is_refused(user, password, vhost, refusal, said):
         ("cdr_reader", lambda c: c.queue_bind("cdr", "alarm"), "write access to queue 'cdr'"),
     ],
 )
-def test_nothing_else(user, what, said):
+def test_nothing_else(user: str, what: Callable[[BlockingChannel], object], said: str) -> None:
     with logged_in(user) as channel, pytest.raises(ChannelClosedByBroker, match=f"ACCESS_REFUSED - {said}"):
         what(channel)
 
 
-def test_there_is_no_other_user(host):
+def test_there_is_no_other_user(host: Host) -> None:
     users = json.loads(host.check_output("rabbitmqctl list_users --silent --formatter=json"))
     assert {user["user"]: user["tags"] for user in users} == {user: [] for user in PASSWORDS}
 
 
-def test_no_node_ran_before_there_were_definitions(host):
+def test_no_node_ran_before_there_were_definitions(host: Host) -> None:
     """Such a node makes the user guest, and has the machine's name."""
     found = host.file("/var/lib/rabbitmq/mnesia").listdir()
     assert found
     assert not [name for name in found if not name.startswith("rabbit@localhost")]
 
 
-def test_only_a_name_and_its_password_let_in():
+def test_only_a_name_and_its_password_let_in() -> None:
     with lab.current().connect(ADDRESS, 5672, timeout=20) as connection:
         connection.sendall(b"AMQP\0\0\x09\x01")
         start = connection.recv(4096)  # connection.start: properties, mechanisms, locales
     assert b"\0\0\0\x05PLAIN\0\0\0\x05en_US" in start
 
 
-def test_parameters_are_in_force(host):
+def test_parameters_are_in_force(host: Host) -> None:
     with logged_in("cdr_reader") as channel:
         assert channel.connection._impl.params.channel_max == 20
     said = host.check_output("journalctl --boot --unit rabbitmq-server --output cat")  # rabbitmqctl takes ten seconds
@@ -161,7 +167,7 @@ def test_parameters_are_in_force(host):
     assert set(re.findall("startup complete; (.*) plugins", said)) == {"0"}
 
 
-def test_a_cdr_that_is_given_back_again_and_again_is_kept():
+def test_a_cdr_that_is_given_back_again_and_again_is_kept() -> None:
     """By default a quorum queue drops a message when it is given back for the 21st time."""
     body = uuid.uuid4().hex
     with logged_in("cdr_reader") as channel:
@@ -177,7 +183,7 @@ def test_a_cdr_that_is_given_back_again_and_again_is_kept():
 
 
 @pytest.mark.outage
-def test_what_was_confirmed_survives_a_crash(host):
+def test_what_was_confirmed_survives_a_crash(host: Host) -> None:
     body = uuid.uuid4().hex
     with logged_in("cdr_publisher") as channel:
         publish(channel, body)
@@ -191,7 +197,7 @@ def test_what_was_confirmed_survives_a_crash(host):
         assert bodies(channel)[-1] == body
 
 
-def test_nobody_else_reads_its_secrets(host):
+def test_nobody_else_reads_its_secrets(host: Host) -> None:
     files = {
         "/etc/rabbitmq/definitions.json": ("root", "rabbitmq", 0o640),
         "/var/lib/rabbitmq/.erlang.cookie": ("rabbitmq", "rabbitmq", 0o400),
@@ -200,14 +206,14 @@ def test_nobody_else_reads_its_secrets(host):
     assert {f: (host.file(f).user, host.file(f).group, host.file(f).mode) for f in files} == files
 
 
-def test_no_password_is_seen(host):
+def test_no_password_is_seen(host: Host) -> None:
     for seen in ("ps -eo args", "cat /etc/rabbitmq/*", "journalctl --no-pager"):
         said = host.check_output(seen)
         assert "rabbitmq" in said
         assert not [user for user, password in PASSWORDS.items() if password in said], seen
 
 
-def test_a_broken_node_gains_nothing(host):
+def test_a_broken_node_gains_nothing(host: Host) -> None:
     status = dict(line.split(":\t") for line in host.check_output("cat /proc/%s/status", main_pid(host)).splitlines())
     assert status["NoNewPrivs"] == "1"
     assert int(status["CapBnd"], 16) == 0

@@ -1,15 +1,19 @@
 """What is in Vault is in the files, for who may read it, on the machine that may have it; also while Vault is away."""
 
+from __future__ import annotations
+
 import ipaddress
 import json
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from guests import inventory_of
+from guests import Guest, Host, Result, inventory_of
 
 from voip_stack import infra, settings, vault
 
@@ -20,60 +24,60 @@ ONE, TWO, THREE = "/etc/asterisk/one", "/etc/asterisk/two", "/etc/asterisk/three
 SECONDS = 60  # for a new secret to be in its file: the interval is 3 s, emulation is slow
 
 
-def server(token=""):
+def server(token: str = "") -> vault.Vault:
     return vault.Vault("vault-1", PEER["internal_address"], 8200, KEYS_DIR / "ca.pem", token)
 
 
 @pytest.fixture(scope="session")
-def keys():
+def keys() -> vault.Keys:
     return vault.Keys.read(KEYS_DIR / "vault-1.json")
 
 
 @pytest.fixture
-def root(keys):
+def root(keys: vault.Keys) -> vault.Vault:
     """Vault, unsealed, with all rights."""
     server().unseal(keys, 60)
     return server(keys.root_token)
 
 
-def wait(check, what, seconds=SECONDS):
+def wait(check: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(1)
 
 
-def put(root, **changes):
+def put(root: vault.Vault, **changes: str) -> None:
     root.ask("POST", "secret/data/asterisk", {"data": root.kv("asterisk") | changes})
 
 
-def content(host, path):
+def content(host: Host, path: str) -> str:
     return host.run("cat %s", path).stdout
 
 
-def pids(host):
+def pids(host: Host) -> list[str]:
     return host.check_output("systemctl show --value --property MainPID one two three").split()
 
 
-def run_login(host, command, stdin=""):
+def run_login(host: Host, command: str, stdin: str = "") -> Result:
     options = host.check_output("systemctl show --value --property ExecStart vault-login.service")
     argv = options.split("argv[]=")[1].split(" ;")[0].removesuffix(" renew")
     return host.run("printf %%s %s | " + argv + " " + command, stdin)
 
 
 # First, since after a reboot of the guest alone Vault is still there, and after its own it is sealed.
-def test_the_files_hold_what_vault_holds(host, root):
+def test_the_files_hold_what_vault_holds(host: Host, root: vault.Vault) -> None:
     there = root.kv("asterisk")
     wait(lambda: there["ami_secret"] in content(host, ONE), "the secret in its file")
     assert content(host, ONE) == f"login=one:{there['ami_secret']}@192.0.2.1\n"
     assert content(host, TWO) == f"first\n\"second\" = '{there['ari_password']}'\n"
 
 
-def test_a_run_that_is_cut_off_would_be_noticed_by_the_next(host):
+def test_a_run_that_is_cut_off_would_be_noticed_by_the_next(host: Host) -> None:
     assert host.run("test /etc/vault-agent/known -nt /etc/vault-agent/asterisk.hcl").rc == 0
 
 
-def test_only_who_should_reads_them(host):
+def test_only_who_should_reads_them(host: Host) -> None:
     one, two = host.file(ONE), host.file(TWO)
     assert (one.user, one.group, one.mode) == ("root", "daemon", 0o640)
     assert (two.user, two.group, two.mode) == ("root", "root", 0o600)
@@ -81,7 +85,7 @@ def test_only_who_should_reads_them(host):
     assert listed.splitlines() == ["700 root", "600 root", "600 root"]
 
 
-def test_a_new_secret_reaches_its_file_and_its_daemon_alone(host, root):
+def test_a_new_secret_reaches_its_file_and_its_daemon_alone(host: Host, root: vault.Vault) -> None:
     before = pids(host)
     old = root.kv("asterisk")["ami_secret"]
     put(root, ami_secret="new-" + str(time.time_ns()))
@@ -93,14 +97,17 @@ def test_a_new_secret_reaches_its_file_and_its_daemon_alone(host, root):
 
 
 # `two` has a command that fails: the agent must go on.
-def test_a_daemon_that_refuses_keeps_nobody_from_a_secret(host, root):
+def test_a_daemon_that_refuses_keeps_nobody_from_a_secret(host: Host, root: vault.Vault) -> None:
+    def arrived(field: str, file: str) -> bool:
+        return root.kv("asterisk")[field] in content(host, file)
+
     for field, file in (("ari_password", TWO), ("ami_secret", ONE)):
         put(root, **{field: "after-" + str(time.time_ns())})
-        wait(lambda file=file, field=field: root.kv("asterisk")[field] in content(host, file), f"{field} in {file}")
+        wait(partial(arrived, field, file), f"{field} in {file}")
 
 
 @pytest.mark.usefixtures("root")
-def test_a_file_that_somebody_removed_comes_back(host):
+def test_a_file_that_somebody_removed_comes_back(host: Host) -> None:
     was = content(host, ONE)
     host.check_output(f"rm {ONE}")
     wait(lambda: content(host, ONE) == was, "the file")
@@ -108,7 +115,9 @@ def test_a_file_that_somebody_removed_comes_back(host):
 
 
 @pytest.mark.outage
-def test_its_certificate_is_of_the_intermediate_ca_and_made_anew_only_when_nobody_has_it(host, root):
+def test_its_certificate_is_of_the_intermediate_ca_and_made_anew_only_when_nobody_has_it(
+    host: Host, root: vault.Vault
+) -> None:
     was, before = content(host, THREE), pids(host)
     there, ca = x509.load_pem_x509_certificates(was.encode())
     assert load_pem_private_key(was.encode(), password=None).public_key() == there.public_key()
@@ -134,7 +143,9 @@ def test_its_certificate_is_of_the_intermediate_ca_and_made_anew_only_when_nobod
 
 
 @pytest.mark.outage
-def test_the_files_survive_a_restart_without_vault(host, guest, root, keys):
+def test_the_files_survive_a_restart_without_vault(
+    host: Host, guest: Guest, root: vault.Vault, keys: vault.Keys
+) -> None:
     was = content(host, ONE), content(host, TWO)
     before = pids(host)
     guest("vault-1").check_output("systemctl stop vault")
@@ -156,7 +167,7 @@ def test_the_files_survive_a_restart_without_vault(host, guest, root, keys):
     wait(lambda: root.kv("asterisk")["ami_secret"] in content(host, ONE), "the secret after Vault came back", 120)
 
 
-def test_the_login_is_renewed_and_the_old_one_is_worth_nothing(host, root):
+def test_the_login_is_renewed_and_the_old_one_is_worth_nothing(host: Host, root: vault.Vault) -> None:
     lookup = "auth/voip-approle/role/pbx-vm-role/secret-id/lookup"
     old = content(host, "/etc/vault-agent/secret-id")
     host.check_output("systemctl start vault-login.service")
@@ -173,7 +184,7 @@ def test_the_login_is_renewed_and_the_old_one_is_worth_nothing(host, root):
 
 
 @pytest.mark.usefixtures("root")
-def test_the_login_is_worth_nothing_elsewhere(host):
+def test_the_login_is_worth_nothing_elsewhere(host: Host) -> None:
     body = {
         name.replace("-", "_"): content(host, f"/etc/vault-agent/{name}").strip() for name in ("role-id", "secret-id")
     }
@@ -182,7 +193,7 @@ def test_the_login_is_worth_nothing_elsewhere(host):
     assert "source address" in refused.value.message
 
 
-def test_a_machine_reads_its_own_secrets_only(host, root):
+def test_a_machine_reads_its_own_secrets_only(host: Host, root: vault.Vault) -> None:
     put(root, ami_secret="mine")
     ask = f"""
 import json, ssl, urllib.request, urllib.error
@@ -214,7 +225,7 @@ print(json.dumps([ask(path, body, token) if body is None else ask(path, body, to
     assert (role, domain, address, name) == (403, 403, 403, 403)
 
 
-def test_a_wrapped_login_is_good_once_and_for_one_machine(host, root):
+def test_a_wrapped_login_is_good_once_and_for_one_machine(host: Host, root: vault.Vault) -> None:
     made = infra.login(root, "pbx", "client-1", ADDRESS)
     first = run_login(host, "unwrap", json.dumps(made))
     again = run_login(host, "unwrap", json.dumps(made))
@@ -225,7 +236,7 @@ def test_a_wrapped_login_is_good_once_and_for_one_machine(host, root):
     assert run_login(host, "check").rc == 0  # the refused one left the good one where it was
 
 
-def test_refused_logins_lock_no_machine_out(host):
+def test_refused_logins_lock_no_machine_out(host: Host) -> None:
     file = "/etc/vault-agent/secret-id"
     host.check_output(f"cp -a {file} /root/secret-id && sed -i s/^......../00000000/ {file}")
     try:
@@ -235,7 +246,7 @@ def test_refused_logins_lock_no_machine_out(host):
     assert run_login(host, "check").rc == 0
 
 
-def test_another_vault_is_not_trusted(host):
+def test_another_vault_is_not_trusted(host: Host) -> None:
     host.check_output(
         "cp /etc/vault-agent/ca.pem /root/ca.pem && cp /etc/ssl/certs/ca-certificates.crt /etc/vault-agent/ca.pem"
     )
@@ -248,7 +259,7 @@ def test_another_vault_is_not_trusted(host):
 
 
 # Last: the machine gets another login at the end.
-def test_a_revoked_machine_reads_nothing(host, root):
+def test_a_revoked_machine_reads_nothing(host: Host, root: vault.Vault) -> None:
     secret_id = content(host, "/etc/vault-agent/secret-id").strip()
     root.ask("POST", "auth/voip-approle/role/pbx-vm-role/secret-id/destroy", {"secret_id": secret_id})
     try:
@@ -260,7 +271,7 @@ def test_a_revoked_machine_reads_nothing(host, root):
         assert run_login(host, "unwrap", json.dumps(made)).rc == 0
 
 
-def test_no_secret_is_told_to_anybody(host, root):
+def test_no_secret_is_told_to_anybody(host: Host, root: vault.Vault) -> None:
     values = [v for v in root.kv("asterisk").values() if len(v) > 8]
     values.append(content(host, "/etc/vault-agent/secret-id").strip())
     assert len(values) > 2

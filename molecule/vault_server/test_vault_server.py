@@ -1,13 +1,17 @@
 """Vault serves who trusts its CA and has a token, is sealed after each start, and keeps nothing that opens it."""
 
+from __future__ import annotations
+
 import json
 import socket
 import ssl
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from guests import inventory_of
+from guests import Host, inventory_of
 
 from voip_stack import lab, settings, vault
 
@@ -18,24 +22,24 @@ KEYS = KEYS_DIR / "vault-1.json"
 AUDIT = "/var/log/vault/audit.log"
 
 
-def server(token="", ca=KEYS_DIR / "ca.pem"):
+def server(token: str = "", ca: Path | None = KEYS_DIR / "ca.pem") -> vault.Vault:
     return vault.Vault("vault-1", ADDRESS, 8200, ca, token)
 
 
 @pytest.fixture(scope="session")
-def keys():
+def keys() -> vault.Keys:
     return vault.Keys.read(KEYS)
 
 
 @pytest.fixture
-def root(keys):
+def root(keys: vault.Keys) -> vault.Vault:
     """Vault, unsealed, with all rights."""
     server().unseal(keys, 60)
     return server(keys.root_token)
 
 
 @pytest.fixture
-def engine(root):
+def engine(root: vault.Vault) -> Iterator[str]:
     """A mount of its own, gone afterwards."""
     root.ask("POST", "sys/mounts/proof", {"type": "kv"})
     yield "proof"
@@ -43,11 +47,12 @@ def engine(root):
     root.ask("DELETE", "sys/mounts/proof")
 
 
-def handshake(context, **options):
-    return context.wrap_socket(lab.current().connect(ADDRESS, 8200, timeout=30), **options)
+def handshake(context: ssl.SSLContext, server_hostname: str | None = None) -> ssl.SSLSocket:
+    plain = lab.current().connect(ADDRESS, 8200, timeout=30)
+    return context.wrap_socket(plain, server_hostname=server_hostname)
 
 
-def test_it_listens_inside_and_on_loopback_only(host):
+def test_it_listens_inside_and_on_loopback_only(host: Host) -> None:
     found = {
         line.split()[3] for line in host.check_output("ss -Hltn '( sport = :8200 or sport = :8201 )'").splitlines()
     }
@@ -55,7 +60,7 @@ def test_it_listens_inside_and_on_loopback_only(host):
     assert {a for a in found if a.endswith(":8201")} <= {"127.0.0.1:8201", "127.0.0.2:8201"}
 
 
-def test_who_trusts_its_authority_is_served_and_nobody_is_without_tls(root):
+def test_who_trusts_its_authority_is_served_and_nobody_is_without_tls(root: vault.Vault) -> None:
     assert root.ask("GET", "sys/health")["sealed"] is False
     with pytest.raises(vault.VaultError, match="not the one that"):
         server(ca=Path("/etc/ssl/certs/ca-certificates.crt")).ask("GET", "sys/health")
@@ -64,7 +69,7 @@ def test_who_trusts_its_authority_is_served_and_nobody_is_without_tls(root):
 
 
 @pytest.mark.parametrize("name", ["localhost.example", "192.0.2.1"])
-def test_its_certificate_names_it_and_nobody_else(name):
+def test_its_certificate_names_it_and_nobody_else(name: str) -> None:
     context = ssl.create_default_context(cafile=str(KEYS_DIR / "ca.pem"))
     with pytest.raises(ssl.SSLCertVerificationError, match=r"mismatch|not valid for"):
         handshake(context, server_hostname=name)
@@ -72,7 +77,7 @@ def test_its_certificate_names_it_and_nobody_else(name):
         assert connection.version() in ("TLSv1.2", "TLSv1.3")
 
 
-def test_old_tls_is_refused():
+def test_old_tls_is_refused() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -81,7 +86,7 @@ def test_old_tls_is_refused():
         handshake(context)
 
 
-def test_a_wrong_token_and_none_are_refused(root):
+def test_a_wrong_token_and_none_are_refused(root: vault.Vault) -> None:
     assert root.ask("GET", "sys/mounts")["data"]
     for token in ("", "hvs.wrong"):
         with pytest.raises(vault.VaultError) as refused:
@@ -89,7 +94,7 @@ def test_a_wrong_token_and_none_are_refused(root):
         assert refused.value.status == 403
 
 
-def wait_until_it_answers():
+def wait_until_it_answers() -> dict[str, Any]:
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -99,7 +104,9 @@ def wait_until_it_answers():
             time.sleep(0.5)
 
 
-def test_a_crash_seals_it_and_its_key_brings_everything_back(host, root, engine, keys):
+def test_a_crash_seals_it_and_its_key_brings_everything_back(
+    host: Host, root: vault.Vault, engine: str, keys: vault.Keys
+) -> None:
     root.ask("POST", f"{engine}/survivor", {"value": "still here"})
     host.check_output("kill -KILL $(systemctl show --value --property MainPID vault)")
     assert wait_until_it_answers()["sealed"] is True
@@ -109,7 +116,7 @@ def test_a_crash_seals_it_and_its_key_brings_everything_back(host, root, engine,
     assert root.ask("GET", f"{engine}/survivor")["data"] == {"value": "still here"}
 
 
-def test_another_key_does_not_open_it(host, root, tmp_path):
+def test_another_key_does_not_open_it(host: Host, root: vault.Vault, tmp_path: Path) -> None:
     assert root.ask("GET", "sys/mounts")["data"]
     host.check_output("systemctl restart vault")
     wait_until_it_answers()
@@ -120,7 +127,9 @@ def test_another_key_does_not_open_it(host, root, tmp_path):
     assert server().ask("GET", "sys/seal-status")["sealed"] is True
 
 
-def test_each_request_is_logged_and_no_secret_with_it(host, root, engine, keys):
+def test_each_request_is_logged_and_no_secret_with_it(
+    host: Host, root: vault.Vault, engine: str, keys: vault.Keys
+) -> None:
     root.ask("POST", f"{engine}/named", {"value": "unlogged-" + "x" * 20})
     log = host.file(AUDIT)
     assert (log.user, log.mode) == ("vault", 0o600)
@@ -130,7 +139,7 @@ def test_each_request_is_logged_and_no_secret_with_it(host, root, engine, keys):
     assert keys.root_token not in said
 
 
-def test_its_log_is_rotated_and_it_writes_the_new_one(host, root):
+def test_its_log_is_rotated_and_it_writes_the_new_one(host: Host, root: vault.Vault) -> None:
     before = host.check_output(f"stat -c %i {AUDIT}")
     host.check_output("logrotate --force /etc/logrotate.d/vault")
     root.ask("GET", "sys/mounts")
@@ -139,7 +148,7 @@ def test_its_log_is_rotated_and_it_writes_the_new_one(host, root):
     assert root.ask("GET", "sys/seal-status")["sealed"] is False  # a reload, no restart
 
 
-def test_what_opens_it_is_on_this_computer_alone(host, keys):
+def test_what_opens_it_is_on_this_computer_alone(host: Host, keys: vault.Keys) -> None:
     assert KEYS.stat().st_mode & 0o777 == 0o600
     assert KEYS_DIR.stat().st_mode & 0o777 == 0o700
     assert (KEYS_DIR / "ca.key").stat().st_mode & 0o777 == 0o600
@@ -155,7 +164,7 @@ def test_what_opens_it_is_on_this_computer_alone(host, keys):
         assert not [key for key in (keys.root_token, *keys.unseal) if key in said], where
 
 
-def test_nobody_else_reads_its_files(host):
+def test_nobody_else_reads_its_files(host: Host) -> None:
     listed = host.check_output(
         "stat -c '%a %U %G' /etc/vault.d /etc/vault.d/tls.key /etc/vault.d/vault.hcl /var/lib/vault"
     )
@@ -166,7 +175,7 @@ def test_nobody_else_reads_its_files(host):
     assert set(limits.splitlines()) == {"LimitCORE=0", "MemorySwapMax=0", "NoNewPrivileges=yes"}
 
 
-def test_who_does_not_speak_does_not_keep_others_from_it(root):
+def test_who_does_not_speak_does_not_keep_others_from_it(root: vault.Vault) -> None:
     silent = [lab.current().connect(ADDRESS, 8200, timeout=30) for _ in range(20)]
     try:
         assert root.ask("GET", "sys/mounts")["data"]

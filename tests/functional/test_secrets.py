@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -68,14 +69,14 @@ pytestmark = [
 
 
 def test_a_file_that_was_removed_comes_back_from_vault(ssh: Callable[..., str]) -> None:
+    def back(machine: str) -> bool:
+        return len(ssh(machine, "ls", *FILES[machine], check=False).split()) == len(FILES[machine])
+
     before = {machine: ssh(machine, "cat", *files) for machine, files in FILES.items()}
     for machine, files in FILES.items():
         ssh(machine, "rm", *files)
     for machine, files in FILES.items():
-        back = Deadline(90).wait(
-            lambda m=machine, f=files: len(ssh(m, "ls", *f, check=False).split()) == len(f), every=2
-        )
-        assert back, f"{files} on {machine} did not come back"
+        assert Deadline(90).wait(partial(back, machine), every=2), f"{files} on {machine} did not come back"
     assert {machine: ssh(machine, "cat", *files) for machine, files in FILES.items()} == before
 
 

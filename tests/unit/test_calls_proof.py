@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ USERSPACE = Forwarding(streams=0, kernel_rate=0.0, userspace_rate=199.0, targets
 HEARD = proof.Direction("phone A -> phone B", 440, 440.1, -10.2, 1.0, 600, 598, 2, 3.0)
 
 
-def result(**changes: object) -> proof.Result:
+def result(**changes: Any) -> proof.Result:
     """A call without a fault, changed."""
     good = proof.Result(
         caller="2998",
@@ -75,7 +76,7 @@ def test_forwarding_in_user_space_is_a_fault() -> None:
     "change",
     [{"streams": 2}, {"kernel_rate": 100.0}, {"userspace_rate": 50.0}, {"targets": 2}, {"rule": False}],
 )
-def test_every_sign_of_user_space_counts(change: dict[str, object]) -> None:
+def test_every_sign_of_user_space_counts(change: dict[str, Any]) -> None:
     assert proof.faults(result(forwarding=replace(KERNEL, **change)))
 
 
@@ -90,7 +91,7 @@ def test_every_sign_of_user_space_counts(change: dict[str, object]) -> None:
         ({"received": 500}, "only 500 of 600 packets arrived"),
     ],
 )
-def test_bad_audio_names_the_direction(change: dict[str, object], said: str) -> None:
+def test_bad_audio_names_the_direction(change: dict[str, Any], said: str) -> None:
     (fault,) = proof.faults(result(directions=(replace(HEARD, **change),)))
     assert fault.startswith("phone A -> phone B: ")
     assert said in fault
@@ -106,7 +107,7 @@ def test_bad_audio_names_the_direction(change: dict[str, object], said: str) -> 
         ({"records": (Cdr("2998", "2999", "ANSWERED", 40, 39),)}, "the CDR says ANSWERED, 39 s"),
     ],
 )
-def test_what_a_call_leaves_behind_names_the_machine(changes: dict[str, object], said: str) -> None:
+def test_what_a_call_leaves_behind_names_the_machine(changes: dict[str, Any], said: str) -> None:
     (fault,) = proof.faults(result(**changes))
     assert said in fault
 

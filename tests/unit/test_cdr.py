@@ -64,7 +64,12 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_filters_reach_the_database_as_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     scripts: list[str] = []
-    monkeypatch.setattr(database, "run", lambda script: scripts.append(script) or "[]")
+
+    def run(script: str) -> str:
+        scripts.append(script)
+        return "[]"
+
+    monkeypatch.setattr(database, "run", run)
     assert cdr.list_(src="x'; DROP TABLE cdr; --", dst="600", since="2026-11-25T14:30+01:00", limit=3) == []
     assert "WHERE src = 'x''; DROP TABLE cdr; --' AND dst = '600' AND start >= '2026-11-25T13:30:00'" in scripts[0]
     assert "LIMIT 3" in scripts[0]

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from voip_stack import certificates, settings
+from voip_stack import certificates, settings, vault
 from voip_stack.errors import VoipError
 
 NAME, DOMAIN, ADDRESS = "sip-1.voip.local", "voip.local", "192.0.2.10"
@@ -98,7 +98,7 @@ def test_the_newest_of_our_machines_and_the_cas_are_listed_and_nobody_elses(monk
 
     monkeypatch.setenv("VOIP_SECRETS", "vault")
     settings.load.cache_clear()
-    monkeypatch.setattr(certificates.vault, "current", Server)
+    monkeypatch.setattr(vault, "current", Server)
     found = certificates.ends()
     assert set(found) == {NAME, "voip-stack CA of this computer"}
     assert found[NAME] == x509.load_pem_x509_certificate(second.encode()).not_valid_after_utc

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -168,7 +169,7 @@ def test_the_launcher_installs_every_tool_that_the_doctor_looks_for() -> None:
 def test_a_missing_tool_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "current", lambda: Linux(X86))
     monkeypatch.setattr(Linux, "find", lambda _self, program: None if program == "sipp" else f"/bin/{program}")
-    monkeypatch.setattr(doctor.shutil, "which", lambda _program: "/usr/bin/apt-get")
+    monkeypatch.setattr(shutil, "which", lambda _program: "/usr/bin/apt-get")
     (finding,) = doctor._tools()
     assert finding.name == "tool sipp"
     assert finding.state is State.FAILED

@@ -75,7 +75,7 @@ def test_libvirt_networks_are_made_once_and_removed(
     stock: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = libvirt.open("test:///default")
-    monkeypatch.setattr(libvirt_networks.libvirt, "open", lambda _uri: connection)
+    monkeypatch.setattr(libvirt, "open", lambda _uri: connection)
     monkeypatch.setattr(connection, "close", lambda: None)
     monkeypatch.setattr(libvirt_networks, "run", lambda *_argv: "[]")
     attached: list[str] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from voip_stack import paths
+from voip_stack import packages, paths
 from voip_stack.errors import VoipError
 from voip_stack.roletest import proven, runner
 from voip_stack.roletest.proven import Proof
@@ -76,7 +76,7 @@ def test_another_version_in_the_lock_makes_all_stale_and_another_hash_none(repos
 def test_a_recipe_counts_for_who_installs_its_package_on_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     names = runner.scenarios()
     before = {name: proven.digest_of(name) for name in names}
-    monkeypatch.setattr(proven.packages, "decided", lambda name: f"another {name}")
+    monkeypatch.setattr(packages, "decided", lambda name: f"another {name}")
     changed = {name for name in names if proven.digest_of(name) != before[name]}
     assert changed == {"asterisk", "cdr", "kamailio", "rtpengine", "vault_client", "vault_server"}
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from voip_stack import inventory, provision, rotation, secrets, vms
+from voip_stack import inventory, packages, provision, rotation, secrets, settings, vms
+from voip_stack.packages import proxy
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_a_new_secret_makes_machines_stale(tmp_path: Path, monkeypatch: pytest.M
     machine = inventory.load().machine("infra-1")
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path))
     monkeypatch.setenv("VOIP_SECRETS", "file")
-    provision.settings.load.cache_clear()
+    settings.load.cache_clear()
     try:
         before = provision._digest(machine)
         assert provision._digest(machine) == before
@@ -46,7 +47,7 @@ def test_a_new_secret_makes_machines_stale(tmp_path: Path, monkeypatch: pytest.M
         assert provision._digest(machine) != before
     finally:
         monkeypatch.undo()
-        provision.settings.load.cache_clear()
+        settings.load.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -69,10 +70,10 @@ def test_a_run_with_variables_of_its_own_leaves_machines_stale(
 
     monkeypatch.setattr(provision, "_on_each", on_each)
     monkeypatch.setattr(provision, "_digest", lambda machine: f"today-{machine.name}")
-    monkeypatch.setattr(provision.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
-    for module, name in ((provision.vms, "require_running"), (provision.packages.proxy, "start")):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
+    for module, name in ((vms, "require_running"), (proxy, "start")):
         monkeypatch.setattr(module, name, lambda *_: None)
-    monkeypatch.setattr(provision.packages, "ensure", lambda *_: None)
+    monkeypatch.setattr(packages, "ensure", lambda *_: None)
     provision.run(**options)
     assert said == told
 

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from voip_stack import paths
 from voip_stack.deadline import Deadline
 from voip_stack.errors import HostError, InventoryError, VmError
 from voip_stack.roletest import mutants, runner, scenarios, slots
@@ -83,7 +85,7 @@ def test_a_dead_process_owns_nothing() -> None:
 
 def test_a_scenario_that_another_process_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        here = str(slots.paths.REPOSITORY)
+        here = str(paths.REPOSITORY)
         owner = Owner("common", here, "common-1", process.pid, slots._ps(process.pid, "lstart="))
         monkeypatch.setattr(slots, "owners", lambda _connection: {"molecule-1": owner})
         with pytest.raises(VmError, match=f"held by process {process.pid}"):
@@ -267,6 +269,10 @@ def test_too_little_memory_is_said_before_anything_starts() -> None:
 def test_the_orphans_of_a_killed_run_are_ended_and_nobody_else() -> None:
     """A process group whose leader is dead goes; one whose leader lives is somebody's."""
     script = "sleep 60 & echo $!; [ $1 = dies ] || wait"
+
+    def ended(pid: int) -> bool:
+        return slots._ps(pid, "stat=")[:1] in ("", "Z")
+
     for fate in ("dies", "lives"):
         with subprocess.Popen(
             ["sh", "-c", script, "sh", fate], start_new_session=True, stdout=subprocess.PIPE, text=True
@@ -276,7 +282,7 @@ def test_the_orphans_of_a_killed_run_are_ended_and_nobody_else() -> None:
             if fate == "dies":
                 leader.wait()
             slots._end_orphans(Owner("common", "", "common-1", leader.pid, "some time"))
-            gone = Deadline(5).wait(lambda pid=child: slots._ps(pid, "stat=")[:1] in ("", "Z"), every=0.05)
+            gone = Deadline(5).wait(partial(ended, child), every=0.05)
             assert gone == (fate == "dies")
             if not gone:
                 os.killpg(leader.pid, signal.SIGKILL)

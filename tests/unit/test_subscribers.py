@@ -23,7 +23,12 @@ def test_only_subscribers_numbers_are_taken(number: str, monkeypatch: pytest.Mon
 
 def test_a_password_never_reaches_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     scripts: list[str] = []
-    monkeypatch.setattr(database, "run", lambda script: scripts.append(script) or "[]")
+
+    def run(script: str) -> str:
+        scripts.append(script)
+        return "[]"
+
+    monkeypatch.setattr(database, "run", run)
     added = subscribers.add("1000", "Circle Of Life")
     assert added.password == "Circle Of Life"
     assert "Circle" not in "".join(scripts)

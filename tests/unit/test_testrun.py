@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from voip_stack import settings, testrun
+from voip_stack import packages, settings, testrun
 from voip_stack.errors import PackageError, UnavailableError
 from voip_stack.host import speed
 from voip_stack.roletest import proven, runner
@@ -39,7 +40,7 @@ echo 'INFO     [redis > verify] Executed: Successful'
     monkeypatch.setattr(runner, "molecule", lambda: str(program))
     monkeypatch.setattr(runner, "tested_package", lambda _role: "redis-server 5:8.0.2-3")
     monkeypatch.setattr(runner, "junit", lambda _runs, _file: None)
-    monkeypatch.setattr(runner.packages, "ensure", lambda _name: None)
+    monkeypatch.setattr(packages, "ensure", lambda _name: None)
     conf = settings.parse("VOIP_ACCELERATOR=tcg", {"VOIP_CACHE_DIR": str(tmp_path)})
     monkeypatch.setattr(settings, "load", lambda: conf)
     monkeypatch.setattr(proven, "FILE", file)
@@ -121,7 +122,7 @@ def test_a_scenario_whose_package_is_not_to_be_had_is_left_with_what_was_last_se
 
     assert not scenario.exists()
     proven.record("asterisk", Proof("0" * 16, "2026-11-29T10:00Z", 7, 1, "tcg", "asterisk 1:22.10.1"))
-    monkeypatch.setattr(runner.packages, "ensure", ensure)
+    monkeypatch.setattr(packages, "ensure", ensure)
     matrix = runner.Matrix(["asterisk"])
     matrix.run(1)
     matrix.report()
@@ -138,7 +139,7 @@ def test_a_package_that_does_not_build_is_red(
         raise PackageError(f"{name}: compilation failed", "the whole log: there")
 
     assert not scenario.exists()
-    monkeypatch.setattr(runner.packages, "ensure", ensure)
+    monkeypatch.setattr(packages, "ensure", ensure)
     matrix = runner.Matrix(["asterisk", "redis"])
     matrix.run(1)
     matrix.report()
@@ -182,8 +183,8 @@ def test_everything_is_run_in_the_order_of_what_it_tells(
 ) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(Part, "run", lambda part: commands.append(list(part.command[3:])))
-    monkeypatch.setattr(testrun, "_made_ahead", lambda: testrun.contextlib.nullcontext(tmp_path / "log"))
-    monkeypatch.setattr(testrun, "_stack_aside", testrun.contextlib.nullcontext)
+    monkeypatch.setattr(testrun, "_made_ahead", lambda: contextlib.nullcontext(tmp_path / "log"))
+    monkeypatch.setattr(testrun, "_stack_aside", contextlib.nullcontext)
     monkeypatch.setattr(runner, "scenarios", lambda: ["cdr", "common", "redis"])
     monkeypatch.setattr(proven, "load", lambda: dict.fromkeys(("common", "redis"), OLD))
     monkeypatch.setattr(proven, "digest_of", lambda name: OLD.digest if name == "redis" else "1" * 16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def test_a_machine_that_never_gets_ready_is_named_with_what_is_missing(
         ready.Requirement("it answers", lambda _: False, "do this"),
     ]
     with pytest.raises(VmError) as caught:
-        ready.wait(MACHINE, needs, 0.2, lambda _name, _what: None, lifecycle.threading.Event())
+        ready.wait(MACHINE, needs, 0.2, lambda _name, _what: None, threading.Event())
     assert "media-1 is not ready" in caught.value.message
     assert "it answers" in caught.value.message
     assert "2 of 2" in caught.value.message

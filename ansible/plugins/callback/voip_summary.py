@@ -7,8 +7,15 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ansible.plugins.callback import CallbackBase
+
+if TYPE_CHECKING:
+    from ansible.executor.stats import AggregateStats
+    from ansible.executor.task_result import CallbackTaskResult
+    from ansible.inventory.host import Host
+    from ansible.playbook.task import Task
 
 DOCUMENTATION = """
 name: voip_summary
@@ -18,7 +25,7 @@ description: Prints a line when a machine enters a role, and two tables at the e
 """
 
 
-class CallbackModule(CallbackBase):
+class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible's plugins have no types
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
     CALLBACK_NAME = "voip_summary"
@@ -33,14 +40,14 @@ class CallbackModule(CallbackBase):
         self.changed: dict[str, list[str]] = collections.defaultdict(list)
         self.failed: list[dict[str, str]] = []
 
-    def v2_runner_on_start(self, host, task) -> None:
+    def v2_runner_on_start(self, host: Host, task: Task) -> None:
         role = task._role.get_name() if task._role else ""
         self.began[host.name, task._uuid] = time.monotonic()
         if role and self.role_of.get(host.name) != role:
             self.role_of[host.name] = role
             self._display.display(f"  {time.monotonic() - self.start:5.0f} s  {host.name:<10} {role}")
 
-    def _ended(self, result) -> tuple[str, str]:
+    def _ended(self, result: CallbackTaskResult) -> tuple[str, str]:
         host, task = result._host.name, result._task
         role = task._role.get_name() if task._role else ""
         began = self.began.pop((host, task._uuid), None)
@@ -48,15 +55,15 @@ class CallbackModule(CallbackBase):
             self.seconds[role or "(play)"][host] += time.monotonic() - began
         return host, f"{role} : {task.get_name().removeprefix(role + ' : ')}" if role else task.get_name()
 
-    def v2_runner_on_ok(self, result) -> None:
+    def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
         host, task = self._ended(result)
         if result._result.get("changed"):
             self.changed[host].append(task)
 
-    def v2_runner_on_skipped(self, result) -> None:
+    def v2_runner_on_skipped(self, result: CallbackTaskResult) -> None:
         self._ended(result)
 
-    def v2_runner_on_failed(self, result, ignore_errors=False) -> None:
+    def v2_runner_on_failed(self, result: CallbackTaskResult, ignore_errors: bool = False) -> None:
         host, task = self._ended(result)
         if not ignore_errors:
             role = result._task._role.get_name() if result._task._role else ""
@@ -67,12 +74,12 @@ class CallbackModule(CallbackBase):
             self.failed = [f for f in self.failed if f["host"] != host]
             self.failed.append({"host": host, "role": role, "task": task, "message": message})
 
-    def v2_runner_on_unreachable(self, result) -> None:
+    def v2_runner_on_unreachable(self, result: CallbackTaskResult) -> None:
         host, task = self._ended(result)
         message = str(result._result.get("msg", ""))
         self.failed.append({"host": host, "role": "", "task": task, "message": message, "unreachable": "yes"})
 
-    def v2_playbook_on_stats(self, stats) -> None:
+    def v2_playbook_on_stats(self, stats: AggregateStats) -> None:
         hosts = sorted(stats.processed)
         say = self._display.display
         if hosts:

@@ -4,6 +4,8 @@
 https://developer.hashicorp.com/vault/api-docs/auth/approle, https://developer.hashicorp.com/vault/docs/concepts/response-wrapping
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -12,7 +14,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 DIRECTORY = Path("/etc/vault-agent")
 REFUSED = 2  # exit status: Vault refuses the login, or there is none
@@ -24,7 +28,7 @@ class RefusedError(Exception):
     """Vault said no: to try again is of no use."""
 
 
-def ask(path, body, token=""):
+def ask(path: str, body: dict[str, Any], token: str = "") -> dict[str, Any]:
     """Vault's answer. Raises RefusedError, or OSError when it can't be reached."""
     request = urllib.request.Request(f"{given.url}/v1/{path}", json.dumps(body).encode(), method="POST")  # noqa: S310  # ours
     if token:
@@ -32,7 +36,8 @@ def ask(path, body, token=""):
     context = ssl.create_default_context(cafile=given.ca) if given.ca else None
     try:
         with urllib.request.urlopen(request, timeout=SECONDS, context=context) as answer:  # noqa: S310
-            return json.loads(answer.read() or b"{}")
+            told: dict[str, Any] = json.loads(answer.read() or b"{}")
+            return told
     except urllib.error.HTTPError as error:
         try:
             said = "; ".join(" ".join(e.split()) for e in json.loads(error.read())["errors"])
@@ -43,26 +48,27 @@ def ask(path, body, token=""):
         raise OSError("it is sealed" if error.code == 503 else said) from None
 
 
-def patiently(work):
+def patiently(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `work` returns; tried again while Vault can't be reached."""
-    for left in reversed(range(TRIES)):
+    left = TRIES
+    while True:
         try:
             return work()
         except OSError as error:
+            left -= 1
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
                 sys.exit(f"Vault at {given.url} is not the one that {given.ca} vouches for: {reason.verify_message}")
             if not left:
                 sys.exit(f"Vault at {given.url} can't be used: {reason}; on your computer: ./voip status")
             time.sleep(2)
-    return None
 
 
-def read(name):
+def read(name: str) -> str:
     return (DIRECTORY / name).read_text().strip()
 
 
-def keep(name, text):
+def keep(name: str, text: str) -> None:
     """Write a file of DIRECTORY, mode 0600, whole or not at all."""
     new = DIRECTORY / f".{name}.new"
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -72,20 +78,20 @@ def keep(name, text):
     new.replace(DIRECTORY / name)
 
 
-def log_in():
+def log_in() -> str:
     """A token. Raises RefusedError."""
     try:
         body = {"role_id": read("role-id"), "secret_id": read("secret-id")}
     except FileNotFoundError:
         raise RefusedError("there is no login yet") from None
-    return patiently(lambda: ask(f"auth/{given.mount}/login", body))["auth"]["client_token"]
+    return str(patiently(lambda: ask(f"auth/{given.mount}/login", body))["auth"]["client_token"])
 
 
-def check():
+def check() -> None:
     ask("auth/token/revoke-self", {}, log_in())
 
 
-def unwrap():
+def unwrap() -> None:
     """Standard input: {"role_id": ..., "wrapping_token": ...}."""
     came = json.load(sys.stdin)
     try:
@@ -100,7 +106,7 @@ def unwrap():
     keep("secret-id", secret["secret_id"])
 
 
-def renew():
+def renew() -> None:
     token, role = log_in(), f"auth/{given.mount}/role/{given.role}"
     bound = [f"{given.address}/32"] if given.address else []
     body = {"metadata": json.dumps({"machine": given.machine}), "cidr_list": bound, "token_bound_cidrs": bound}
