@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-from voip_stack import settings
+from voip_stack import files, settings
 
 # Additions per second of each core of a fast computer, all cores at work: 20 million alone take 1.4 s there.
 _FAST = 18_000_000
@@ -32,40 +30,37 @@ def slowness() -> float:
 
     VOIP_SLOWNESS, else as it was measured in the last ten minutes, else measured now.
     """
-    if forced := settings.load().slowness:
-        return forced
-    with _kept() as file:
-        text = file.read()
-        if text and time.time() - os.fstat(file.fileno()).st_mtime < _KEEP:
-            return float(text)
-        return _measure(file)
+    with _alone():
+        if _kept().exists() and time.time() - _kept().stat().st_mtime < _KEEP:
+            return settings.load().slowness or float(_kept().read_text())
+        return _measure()
 
 
 def measure() -> float:
     """slowness() as it is now; takes half a second."""
-    with _kept() as file:
-        return settings.load().slowness or _measure(file)
+    with _alone():
+        return _measure()
 
 
-@contextlib.contextmanager
-def _kept() -> Iterator[TextIO]:
-    """The file with the last measurement, locked: two that measure at once would take each other's time."""
-    path = settings.load().cache_dir / "slowness"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        yield file
+def _kept() -> Path:
+    """The file with the last measurement."""
+    return settings.load().cache_dir / "slowness"
 
 
-def _measure(file: TextIO) -> float:
+def _alone() -> AbstractContextManager[None]:
+    """Two that measure at once would take each other's time."""
+    return files.locked(_kept().with_suffix(".lock"))
+
+
+def _measure() -> float:
+    if forced := settings.load().slowness:
+        return forced
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     command = [sys.executable, "-S", "-E", "-c", _LOOP]
     loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(cores)]
     done = sum(int(loop.communicate()[0]) for loop in loops)
     found = _FAST * cores * _SECONDS / done
-    file.truncate(0)
-    file.write(f"{found:.3f}")
+    files.write(_kept(), f"{found:.3f}")
     return found
 
 

@@ -6,7 +6,6 @@ The user's own .debs are copied into it, each as a build of its own: what is ser
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import json
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 
-from voip_stack import settings
+from voip_stack import files, settings
 from voip_stack.errors import HostError, PackageError, SettingsError
 from voip_stack.packages import recipes
 
@@ -87,9 +86,7 @@ def write_manifest(directory: Path, **values: str | float) -> Built:
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
     """Whoever else wants `name` waits; a killed holder lets go."""
-    root().mkdir(parents=True, exist_ok=True)
-    with (root() / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.locked(root() / f".{name}.lock"):
         yield
 
 
@@ -206,19 +203,17 @@ def _index(builds: Iterable[Built]) -> str:
 
 def _write(packages: bytes, at: int) -> None:
     """Write the index where it is another than before. `at` is seconds since the epoch."""
-    files = {"Packages": packages, "Packages.gz": gzip.compress(packages, mtime=0)}
+    index = {"Packages": packages, "Packages.gz": gzip.compress(packages, mtime=0)}
     release = root() / "Release"
     if release.exists():  # apt silently stays with what it has when a Release is older, as after `prune`
         at = max(at, int(parsedate_to_datetime(_fields(release.read_text())["Date"]).timestamp()))
     # The date of what is in it: a guest whose clock is behind (restored from saved memory) refuses a later one.
-    files["Release"] = _release(files, at)
-    for name, content in files.items():
+    index["Release"] = _release(index, at)
+    for name, content in index.items():
         file = root() / name
         if not file.exists() or file.read_bytes() != content:
-            partial = root() / f".{name}.partial"
-            partial.write_bytes(content)
-            partial.rename(file)
-    hand_over(root(), *(root() / name for name in files))
+            files.write(file, content, mode=0o644)
+    hand_over(root(), *(root() / name for name in index))
 
 
 def _stanza(deb: Path) -> str:
@@ -242,8 +237,8 @@ def _fields(text: str) -> dict[str, str]:
     return dict(re.findall(r"^(\S+): *(.*?) *$", text, re.MULTILINE))
 
 
-def _release(files: dict[str, bytes], at: int) -> bytes:
-    sums = "".join(f" {hashlib.sha256(c).hexdigest()} {len(c)} {n}\n" for n, c in files.items())
+def _release(index: dict[str, bytes], at: int) -> bytes:
+    sums = "".join(f" {hashlib.sha256(c).hexdigest()} {len(c)} {n}\n" for n, c in index.items())
     # deb(5) and apt want the zone as UTC.
     date = formatdate(at, usegmt=True).replace("GMT", "UTC")
     head = f"Origin: voip-stack\nLabel: voip-stack\nSuite: {recipes.SUITE}\nArchitectures: {recipes.architecture()}\n"
@@ -280,9 +275,8 @@ def prune(dry: bool = False) -> list[Path]:
 
 def _in_use(partial: Path) -> bool:
     """Whether a build is at work in `partial`."""
-    with (root() / f"{partial.name.removesuffix('.partial')}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with files.locked(root() / f"{partial.name.removesuffix('.partial')}.lock", seconds=0):
+            return False
+    except files.BusyError:
+        return True
