@@ -103,7 +103,7 @@ def test_the_echo_sends_the_callers_sound_back_and_a_cdr_tells(proxy: Phone, cdr
     assert heard.tone_hz == pytest.approx(caller.tone_hz, abs=5)
     assert heard.level_dbm0 > -30
     assert all(s.source_port in RTP_PORTS for s in capture.recording().streams_to(caller.address))
-    assert Deadline(60).wait(lambda: len(cdrs("600")) > before, every=1)
+    assert Deadline(60).until(lambda: len(cdrs("600")) > before, every=1)
     cdr = cdrs("600")[-1]
     assert cdr["disposition"] == "ANSWERED"
     assert 3 <= int(cdr["billsec"]) <= 6
@@ -114,7 +114,7 @@ def test_the_echo_sends_the_callers_sound_back_and_a_cdr_tells(proxy: Phone, cdr
 def test_a_callers_name_does_not_break_the_line_of_a_cdr(proxy: Phone, cdrs: Cdrs) -> None:
     with proxy.call("698") as leg:
         leg.finish()
-    assert Deadline(60).wait(lambda: bool(cdrs("698")), every=1)
+    assert Deadline(60).until(lambda: bool(cdrs("698")), every=1)
     assert cdrs("698")[-1]["clid"] == '"Ann \\"the, boss\\"" <1001>'
 
 
@@ -212,7 +212,7 @@ def test_without_the_database_there_are_calls_and_their_cdrs(guest: Guest, proxy
     try:
         with proxy.call("600", seconds=1) as leg:
             leg.finish()
-        assert Deadline(60).wait(lambda: len(cdrs("600")) > before, every=1)
+        assert Deadline(60).until(lambda: len(cdrs("600")) > before, every=1)
     finally:
         guest("peer").check_output("systemctl start postgresql@17-main")
 

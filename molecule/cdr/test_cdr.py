@@ -100,7 +100,7 @@ def rows(sql: Sql) -> Rows:
 
     def count(uniqueid: str) -> int:
         query = f"SELECT FROM cdr WHERE uniqueid = '{uniqueid}'"
-        Deadline(60).wait(lambda: sql(f"SELECT count(*) FROM ({query}) AS found") != ["0"], every=1)
+        Deadline(60).wait(lambda: sql(f"SELECT count(*) FROM ({query}) AS found") != ["0"], "the row is there", every=1)
         return int(sql(f"SELECT count(*) FROM ({query}) AS found")[0])
 
     return count
@@ -127,7 +127,7 @@ def events(seen: list[Event]) -> Events:
             seen.extend(json.loads(text) for text in done.stdout.splitlines())
             return len(of(uniqueid)) >= least
 
-        assert Deadline(120).wait(come, every=1), f"{len(of(uniqueid))} of {least} events of {uniqueid}"
+        assert Deadline(120).until(come, every=1), f"{len(of(uniqueid))} of {least} events of {uniqueid}"
         return of(uniqueid)
 
     return read
@@ -240,7 +240,7 @@ def test_cdrs_of_a_time_without_postgresql_arrive_when_it_is_back(
     try:
         write(line(name))
         kept = f"cat {SPOOL}/*.batch"
-        assert Deadline(30).wait(lambda: name in host.run(kept).stdout, every=1), "it was not moved"
+        assert Deadline(30).until(lambda: name in host.run(kept).stdout, every=1), "it was not moved"
     finally:
         guest("peer").check_output("systemctl start postgresql@17-main")
     assert rows(name) == 1
@@ -272,7 +272,7 @@ def test_an_event_that_no_queue_takes_is_kept_until_one_does(
         assert rows(name) == 1
         refused = guest("cdr-1")
         told = "journalctl --no-pager -u cdr-publisher --since -60s"
-        assert Deadline(30).wait(lambda: "Unroutable" in refused.check_output(told), every=1)
+        assert Deadline(30).until(lambda: "Unroutable" in refused.check_output(told), every=1)
         assert sql("SELECT count(*) FROM cdr_event") == ["1"]
     finally:
         guest("peer").check_output("rabbitmqctl --silent import_definitions /etc/rabbitmq/definitions.json")
@@ -286,13 +286,13 @@ def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_
     name = new()
     host.check_output("systemctl stop cdr-publisher")
     write(line(name))
-    assert Deadline(30).wait(lambda: sql("SELECT count(*) FROM cdr_event") == ["1"], every=1)
+    assert Deadline(30).until(lambda: sql("SELECT count(*) FROM cdr_event") == ["1"], every=1)
     # Nobody can remove it until this ends.
     hold = "BEGIN; SELECT FROM cdr_event FOR UPDATE; SELECT pg_sleep(300)"
     command = "systemd-run --quiet --uid=postgres psql -c %s cdr"
     guest("peer").check_output(command, hold)
     locks = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-    assert Deadline(15).wait(lambda: sql(locks) == ["1"], every=0.5)
+    assert Deadline(15).until(lambda: sql(locks) == ["1"], every=0.5)
     host.check_output("systemctl start cdr-publisher")
     assert len(events(name)) == 1
     kill(host, "cdr-publisher")
@@ -300,7 +300,7 @@ def test_a_publisher_killed_before_it_removed_an_event_publishes_it_again_under_
     sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
     assert {event[1] for event in again} == {f"{name}:7"}
     assert all(event == again[0] for event in again)
-    assert Deadline(60).wait(lambda: sql("SELECT count(*) FROM cdr_event") == ["0"], every=1)
+    assert Deadline(60).until(lambda: sql("SELECT count(*) FROM cdr_event") == ["0"], every=1)
 
 
 def test_who_follows_sees_an_event_and_takes_none_from_the_queue(
@@ -314,12 +314,12 @@ def test_who_follows_sees_an_event_and_takes_none_from_the_queue(
     def queues() -> list[str]:
         return guest("peer").check_output("rabbitmqctl --silent list_queues --vhost voip name").splitlines()
 
-    assert Deadline(30).wait(lambda: "cdr.tail.test" in queues(), every=1)
+    assert Deadline(30).until(lambda: "cdr.tail.test" in queues(), every=1)
     write(line(name))
-    assert Deadline(30).wait(lambda: name in host.check_output("cat /tmp/followed"), every=1)
+    assert Deadline(30).until(lambda: name in host.check_output("cat /tmp/followed"), every=1)
     assert len(events(name)) == 1
     host.check_output("systemctl stop follower")
-    assert Deadline(60).wait(lambda: "cdr.tail.test" not in queues(), every=1), "its queue stays"
+    assert Deadline(60).until(lambda: "cdr.tail.test" not in queues(), every=1), "its queue stays"
 
 
 @pytest.mark.parametrize(("service", "capabilities"), [("spool", {"cap_lease"}), ("publisher", set())])

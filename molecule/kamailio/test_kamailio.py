@@ -146,7 +146,7 @@ def test_the_pbx_learns_who_is_away_and_who_does_not_exist(trunk: Phone, number:
 
 def test_nothing_is_left_of_the_calls(host: Host) -> None:
     gone = Deadline(15)
-    assert gone.wait(lambda: "all: 0" in host.check_output("kamcmd dlg.stats_active"), every=1)
+    assert gone.until(lambda: "all: 0" in host.check_output("kamcmd dlg.stats_active"), every=1)
 
 
 def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones: list[Phone]) -> None:
@@ -167,7 +167,7 @@ def test_who_guesses_is_banned_for_that_account_and_let_in_again(phones: list[Ph
             return False
         return True
 
-    assert Deadline(60).wait(let_in, every=5)
+    assert Deadline(60).until(let_in, every=5)
     right.unregister()
 
 
@@ -178,7 +178,7 @@ def test_no_pbx_means_503_and_a_pbx_that_comes_back_gets_calls(guest: Guest, hos
         assert refusal(phones[0].call("600")) == 503
     finally:
         guest("peer").check_output("systemctl start stub-pbx")
-    assert Deadline(60).wait(lambda: "FLAGS: A" in host.check_output("kamcmd dispatcher.list"), every=2)
+    assert Deadline(60).until(lambda: "FLAGS: A" in host.check_output("kamcmd dispatcher.list"), every=2)
     with phones[0].call("600", seconds=1) as leg:
         leg.finish()
 
@@ -213,7 +213,7 @@ def test_a_killed_proxy_knows_its_phones_again(host: Host, phones: list[Phone]) 
     host.check_output("systemctl kill --signal=SIGKILL kamailio.service")
     back = Deadline(90)
     # kamcmd ends with 255 while nobody listens, which testinfra takes for a failure of ssh.
-    assert back.wait(lambda: "1001" in host.run("kamcmd ul.dump brief || exit 1").stdout, every=2)
+    assert back.until(lambda: "1001" in host.run("kamcmd ul.dump brief || exit 1").stdout, every=2)
     phones[0].unregister()
 
 

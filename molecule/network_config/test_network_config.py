@@ -55,7 +55,7 @@ def listening(guest: Guest) -> None:
         unit = guest(name).run("systemctl is-active listeners")
         if unit.rc != 0:
             guest(name).check_output("systemd-run --unit=listeners python3 -c %s listen " + " ".join(PORTS), PROBE)
-        assert Deadline(60).wait(partial(ready, guest(name)), every=1), name
+        assert Deadline(60).until(partial(ready, guest(name)), every=1), name
 
 
 @pytest.fixture(scope="module")

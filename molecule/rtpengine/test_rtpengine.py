@@ -222,7 +222,7 @@ def test_a_session_survives_the_daemon(host: Host, command: str) -> None:
         time.sleep(6)
         host.check_output(f"systemctl {command} rtpengine-daemon")
         time.sleep(2)
-        assert Deadline(60).wait(forwarded), metrics()
+        assert Deadline(60).until(forwarded), metrics()
         before = metrics()
         time.sleep(2)
         after = metrics()

@@ -3,6 +3,12 @@
 import time
 from collections.abc import Callable
 
+from voip_stack.errors import VoipError
+
+
+class LateError(VoipError):
+    """Something did not come true in time."""
+
 
 class Deadline:
     """A point on the monotonic clock, `seconds` from now."""
@@ -25,10 +31,18 @@ class Deadline:
     def is_due(self) -> bool:
         return self.left == 0.0
 
-    def wait(self, check: Callable[[], bool], every: float = 0.5) -> bool:
-        """Call `check` every `every` seconds until it is true (True) or the deadline is due (False)."""
+    def until(self, check: Callable[[], object], every: float = 0.5) -> bool:
+        """Call `check` every `every` seconds until it is true (True) or the deadline is due (False).
+
+        For who has words of their own for that; else wait().
+        """
         while not check():
             if self.is_due:
                 return False
             time.sleep(min(every, self.left) or 0.01)
         return True
+
+    def wait(self, check: Callable[[], object], what: str, every: float = 0.5) -> None:
+        """Return once `check` is true. Raises LateError, naming `what`, when the deadline is due before."""
+        if not self.until(check, every):
+            raise LateError(f"not within {self.seconds:.0f} s: {what}")

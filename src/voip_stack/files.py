@@ -41,7 +41,7 @@ def locked(path: Path, seconds: float | None = None, what: str = "") -> Iterator
     with path.open("w") as file:
         if seconds is None:
             fcntl.flock(file, fcntl.LOCK_EX)
-        elif not Deadline(seconds).wait(lambda: _try(file.fileno())):
+        elif not Deadline(seconds).until(lambda: _try(file.fileno())):
             raise BusyError(f"another command is at work on {what or path.name}", "wait for it to end, or stop it")
         yield
 

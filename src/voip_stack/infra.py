@@ -86,7 +86,7 @@ def base(server: Vault) -> Iterator[Step]:
 def _make_kv(server: Vault) -> None:
     """The mount of KV version 2, which begins as version 1."""
     server.ask("POST", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}})
-    Deadline(_UPGRADE_SECONDS).wait(lambda: _serves(server))
+    Deadline(_UPGRADE_SECONDS).wait(lambda: _serves(server), f"the mount secret of Vault on {server.name} serves")
 
 
 def _serves(server: Vault) -> bool:

@@ -28,7 +28,7 @@ def test_a_call_that_nobody_answers_goes_to_voicemail(phones: list[Phone], ssh: 
         assert "cancelled" in callee.events, "the callee still rings while voicemail answers"
         caller.finish()
     heard = Deadline(20)
-    assert heard.wait(lambda: ".txt" in ssh("pbx-1", "find", box, "-name", "msg*", check=False), every=1)
+    assert heard.until(lambda: ".txt" in ssh("pbx-1", "find", box, "-name", "msg*", check=False), every=1)
 
 
 def test_a_caller_who_gives_up_stops_the_ringing(phones: list[Phone]) -> None:

@@ -89,7 +89,7 @@ def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
         found = events(numbers, since)
         return len({name for name, _ in found}) >= made
 
-    Deadline(120).wait(come, every=2)
+    Deadline(120).until(come, every=2)
     rows = database.run(
         f"\\connect cdr\nSELECT uniqueid || ':' || sequence FROM cdr WHERE src = '{numbers[0]}' AND dst = '600'"
         f" AND start >= '{since}';\n"

@@ -33,11 +33,11 @@ def test_sound_goes_on_when_rtpengine_was_killed(
     caller, callee = phones[:2]
     with calls.Capture() as capture, callee.answer() as answering, caller.call(callee.number, seconds=40) as calling:
         calling.wait_for("answered")
-        assert Deadline(10).wait(kernel_forwards, every=0), "the kernel does not forward to begin with"
+        assert Deadline(10).until(kernel_forwards, every=0), "the kernel does not forward to begin with"
         pid = ssh("media-1", "systemctl", "show", "--value", "--property=MainPID", "rtpengine-daemon")
         killed = time.time()
         ssh("media-1", "kill", "-KILL", pid.strip())
-        again = Deadline(20).wait(kernel_forwards, every=0)
+        again = Deadline(20).until(kernel_forwards, every=0)
         back = time.time()
         calling.finish()
         answering.finish()
@@ -96,10 +96,10 @@ def test_a_call_goes_on_while_every_service_is_away_and_its_cdr_comes_later(
     recording = capture.recording()
     for speaker, listener in ((caller, callee), (callee, caller)):
         assert audio.level(recording.heard(listener.address, away, away + 3), speaker.tone_hz) > -20
-    assert Deadline(90).wait(lambda: len(probes.cdrs(caller.number, callee.number)) == before + 1, every=2)
-    assert Deadline(30).wait(lambda: registers(another), every=2), "phones are not let in again"
+    assert Deadline(90).until(lambda: len(probes.cdrs(caller.number, callee.number)) == before + 1, every=2)
+    assert Deadline(30).until(lambda: registers(another), every=2), "phones are not let in again"
     active = "systemctl", "is-active", "rabbitmq-server"
-    assert Deadline(180).wait(lambda: ssh(infra.name, *active, check=False).strip() == "active", every=2)
+    assert Deadline(180).until(lambda: ssh(infra.name, *active, check=False).strip() == "active", every=2)
 
 
 def registers(phone: Phone) -> bool:

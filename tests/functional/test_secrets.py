@@ -76,7 +76,7 @@ def test_a_file_that_was_removed_comes_back_from_vault(ssh: Callable[..., str]) 
     for machine, files in FILES.items():
         ssh(machine, "rm", *files)
     for machine, files in FILES.items():
-        assert Deadline(90).wait(partial(back, machine), every=2), f"{files} on {machine} did not come back"
+        assert Deadline(90).until(partial(back, machine), every=2), f"{files} on {machine} did not come back"
     assert {machine: ssh(machine, "cat", *files) for machine, files in FILES.items()} == before
 
 
@@ -106,7 +106,7 @@ def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhi
     ):
         try:
             calling.wait_for("answered")
-            assert Deadline(60).wait(lambda: others.events.count("answered") == 9, every=0.5)
+            assert Deadline(60).until(lambda: others.events.count("answered") == 9, every=0.5)
             ends, refused = [time.monotonic()], 0
             with ThreadPoolExecutor(1) as pool:
                 rotating = pool.submit(rotation.rotate, "all", lambda _: None)

@@ -293,7 +293,7 @@ def test_machines_in_the_lab_reach_what_this_computer_publishes(inner: Namespace
                 with inner.open_socket() as probe:
                     return probe.connect_ex(("127.0.0.1", port)) == 0
 
-            assert Deadline(20).wait(listens, every=0.1)
+            assert Deadline(20).until(listens, every=0.1)
             with inner.open_socket() as client:
                 client.settimeout(10)
                 client.connect(("127.0.0.1", port))

@@ -168,7 +168,7 @@ def test_a_lab_of_another_cache_directory_is_left_alone(
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "321"])
     # For a moment after its start a process has no arguments yet.
-    assert Deadline(5).wait(lambda: b"321" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), every=0.01)
+    assert Deadline(5).until(lambda: b"321" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), every=0.01)
     yield process
     process.kill()
     process.wait()
@@ -213,7 +213,7 @@ def test_a_namespace_is_mended_after_a_crash_and_holds_its_own_sockets(scratch: 
         with pytest.raises(ConnectionRefusedError), socket.socket() as outsider:
             outsider.connect(listener.getsockname())
     with subprocess.Popen(scratch.command("sleep", "321")) as process:
-        seen = Deadline(5).wait(lambda: process.pid in scratch.processes(), every=0.01)
+        seen = Deadline(5).until(lambda: process.pid in scratch.processes(), every=0.01)
         process.kill()
     assert seen
     scratch.remove()

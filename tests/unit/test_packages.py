@@ -226,13 +226,13 @@ script = 'sleep 61.5 & nohup sleep 61.5 & echo $$ > {pid_file}; wait'
 build._run("x", "sleep", [*build._CONTAINED, "sh", "-c", script], pathlib.Path({str(tmp_path / "log")!r}))
 """
     builder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
-    assert Deadline(20).wait(pid_file.exists, every=0.05)
+    assert Deadline(20).until(pid_file.exists, every=0.05)
     time.sleep(0.2)
     descendants = _descendants(builder.pid)
     assert len(descendants) >= 4  # unshare, sh, two sleeps
     os.kill(builder.pid, signal.SIGKILL)
     builder.wait()
-    assert Deadline(10).wait(lambda: not any(p.is_alive for p in descendants), every=0.05)
+    assert Deadline(10).until(lambda: not any(p.is_alive for p in descendants), every=0.05)
 
 
 def _descendants(pid: int) -> list[proxy.Process]:
@@ -330,7 +330,7 @@ def test_a_killed_proxy_is_started_anew(cache: Path) -> None:
     state = json.loads((cache / "run" / "apt-proxy.json").read_text())
     for process in state["processes"]:
         os.kill(process["pid"], signal.SIGKILL)
-    assert Deadline(5).wait(lambda: not proxy.status().running, every=0.05)
+    assert Deadline(5).until(lambda: not proxy.status().running, every=0.05)
     proxy.start()
     assert get("/voip-packages/Packages") == b""
 

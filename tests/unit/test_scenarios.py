@@ -214,7 +214,7 @@ def test_of_a_run_that_was_ended_nobody_is_told_why_it_failed(
     run = runner.Run("redis", tmp_path / "log")
     thread = threading.Thread(target=runner.test, args=(run, threading.Lock(), None))
     thread.start()
-    assert Deadline(10).wait(lambda: run.step == "converge", every=0.05)
+    assert Deadline(10).until(lambda: run.step == "converge", every=0.05)
     run.stop()
     thread.join(10)
     assert not thread.is_alive()
@@ -282,7 +282,7 @@ def test_the_orphans_of_a_killed_run_are_ended_and_nobody_else() -> None:
             if fate == "dies":
                 leader.wait()
             slots._end_orphans(Owner("common", "", "common-1", leader.pid, "some time"))
-            gone = Deadline(5).wait(partial(ended, child), every=0.05)
+            gone = Deadline(5).until(partial(ended, child), every=0.05)
             assert gone == (fate == "dies")
             if not gone:
                 os.killpg(leader.pid, signal.SIGKILL)

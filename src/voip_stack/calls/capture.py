@@ -158,7 +158,7 @@ class Capture:
                 start_new_session=True,
             )
         # The sections' headers are written once every interface is open.
-        started = Deadline(10).wait(
+        started = Deadline(10).until(
             lambda: self.file.stat().st_size > 0 or self._process.poll() is not None, every=0.05
         )
         if not started or self._process.poll() is not None:

@@ -204,5 +204,5 @@ def released(timeout: float = 15, before: Mapping[tuple[str, str], int] | None =
         rest = {machine: f"{count} {kind}" for (machine, kind), count in more.items() if count > 0}
         return not rest
 
-    Deadline(timeout).wait(nothing, every=1)
+    Deadline(timeout).until(nothing, every=1)
     return rest

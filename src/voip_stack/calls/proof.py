@@ -239,7 +239,7 @@ def _records(before: int) -> list[probes.Cdr]:
         found = probes.cdrs(CALLER, CALLEE)[before:]
         return bool(found)
 
-    Deadline(30).wait(written, every=1)
+    Deadline(30).until(written, every=1)
     return found
 
 

@@ -145,7 +145,7 @@ class Leg:
                 text=True,
                 start_new_session=True,
             )
-        if not Deadline(10).wait(lambda: tunnel.LISTENS in self._read("tunnel.log"), every=0.05):
+        if not Deadline(10).until(lambda: tunnel.LISTENS in self._read("tunnel.log"), every=0.05):
             self._end(self._tunnel)
             raise CallError(f"{self.who}: no way to TLS", "", self._read("tunnel.log"))
 
@@ -188,7 +188,7 @@ class Leg:
 
         Raises Refused or CallError when it ends without, or `timeout` seconds are over.
         """
-        if not Deadline(timeout).wait(lambda: event in self.events or self.returncode is not None, every=0.05):
+        if not Deadline(timeout).until(lambda: event in self.events or self.returncode is not None, every=0.05):
             raise CallError(f"{self.who}: not {event} within {timeout:.0f} s", "", self._evidence())
         if event not in self.events:
             raise self._failure(event)
@@ -205,7 +205,7 @@ class Leg:
             )
             return needle in shown.stdout or self.returncode is not None
 
-        if not Deadline(timeout).wait(listens, every=0.05) or self.returncode is not None:
+        if not Deadline(timeout).until(listens, every=0.05) or self.returncode is not None:
             raise self._failure("listening")
 
     def wait(self, timeout: float | None = None) -> None:

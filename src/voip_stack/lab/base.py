@@ -164,7 +164,7 @@ def end(pids: Sequence[int], patience: float = 10) -> None:
                 continue
             except PermissionError:
                 raise LabError(f"process {pid} of the lab belongs to another user", f"sudo kill {pid}") from None
-        if Deadline(patience).wait(lambda: not any(alive(pid) for pid in pids), every=0.05):
+        if Deadline(patience).until(lambda: not any(alive(pid) for pid in pids), every=0.05):
             return
     raise LabError(f"these processes do not end: {' '.join(str(p) for p in pids if alive(p))}", "restart this computer")
 

@@ -261,7 +261,7 @@ class NamespaceLab(Lab):
         script = " && ".join([*binds, "mount -t sysfs sysfs /sys", "exec " + shlex.join(self.libvirtd.argv)])
         # -d: libvirtd returns when its sockets listen, or with what is wrong.
         run(*self.inside("unshare", "--mount", "--propagation", "private", "sh", "-c", script))
-        if not Deadline(15).wait(self._answers, every=0.1):
+        if not Deadline(15).until(self._answers, every=0.1):
             log = self.state / "log" / "libvirtd.log"
             text = log.read_text(errors="replace")[-2000:] if log.exists() else ""
             raise LabError("libvirtd of the lab does not answer", f"its log: {log}", text)
@@ -287,7 +287,7 @@ class NamespaceLab(Lab):
                 env=tool_environment(),
             )
         daemon.pid_file.write_text(str(process.pid))
-        ready = Deadline(10).wait(lambda: self._listens(port) or process.poll() is not None, every=0.05)
+        ready = Deadline(10).until(lambda: self._listens(port) or process.poll() is not None, every=0.05)
         if not ready or process.poll() is not None:
             daemon.stop()
             raise LabError(f"{title} did not open", f"its log: {log}", log.read_text())

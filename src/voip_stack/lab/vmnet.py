@@ -80,12 +80,12 @@ class VmnetLab(Lab):
         for network in self.inventory.networks.values():
             self._load(network)
         missing = [s for n in self.inventory.networks if not (s := self.vmnet_socket(n)).exists()]
-        if not Deadline(10).wait(lambda: all(s.exists() for s in missing)):
+        if not Deadline(10).until(lambda: all(s.exists() for s in missing)):
             log = f"/var/log/{self.label('internal')}.log"
             raise LabError(f"socket_vmnet does not listen on {missing[0]}", f"its log: {log}; ./voip doctor --fix")
         if not self._answers():
             run("brew", "services", "start", "libvirt")
-            if not Deadline(20).wait(self._answers):
+            if not Deadline(20).until(self._answers):
                 raise LabError("libvirtd does not answer", "brew services restart libvirt")
         outside = self.inventory.networks["external"]
         held = re.split(r"^(?=\S)", run("ifconfig"), flags=re.MULTILINE)

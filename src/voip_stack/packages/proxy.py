@@ -77,7 +77,7 @@ class Process:
                     os.kill(self.pid, how)
             except PermissionError:
                 raise PackageError("the package proxy belongs to another user", f"sudo kill {self.pid}") from None
-            if Deadline(PATIENCE / 2).wait(lambda: not self.is_alive, every=0.05):
+            if Deadline(PATIENCE / 2).until(lambda: not self.is_alive, every=0.05):
                 return
 
 
@@ -242,7 +242,7 @@ def _launch(bind: list[str], offline: bool, upstream: str) -> None:
     def is_ready() -> bool:
         return not state.is_alive or (_answers(bind, port) and socket_path().is_socket())
 
-    if not Deadline(PATIENCE).wait(is_ready, every=0.05) or not state.is_alive:
+    if not Deadline(PATIENCE).until(is_ready, every=0.05) or not state.is_alive:
         _stop()
         raise PackageError("the package proxy did not start", f"its log: {output}", output.read_text(errors="replace"))
 

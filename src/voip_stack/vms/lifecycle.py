@@ -254,7 +254,7 @@ def stop(machines: Sequence[Machine], progress: Progress | None = None) -> None:
                 while not deadline.is_due and domain.isActive():
                     _press_power_button(domain)  # again: a guest that still boots does not hear it
                     pause = Deadline(min(_POWER_BUTTON_SECONDS, deadline.left))
-                    pause.wait(lambda: cancelled.is_set() or not domain.isActive())
+                    pause.until(lambda: cancelled.is_set() or not domain.isActive())
                     if cancelled.is_set():
                         raise ready.CancelledError
                 if domain.isActive():

@@ -105,7 +105,7 @@ def wait(machine: Machine, needs: list[Requirement], seconds: float, progress: P
             # A machine that went off will not answer, however long we wait.
             return (check is needs[0].check or needs[0].check(deadline.left)) and check(max(deadline.left, 1.0))
 
-        if not deadline.wait(holds):
+        if not deadline.until(holds):
             raise VmError(
                 f"{machine.name} is not ready after {seconds:.0f} s: {need.description}: no "
                 f"(requirement {number} of {len(needs)})",
