@@ -154,7 +154,7 @@ def run(
         values = environment() | {
             "VOIP_REPORT": report_file.name,
             "ANSIBLE_CALLBACKS_ENABLED": "voip_summary",
-            "ANSIBLE_DISPLAY_OK_HOSTS": "yes" if verbosity else "no",
+            "ANSIBLE_STDOUT_CALLBACK": "default" if verbosity else "voip_summary",
             "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "no",
         }
         done = subprocess.run(command, env=values, stdin=subprocess.DEVNULL, check=False)
