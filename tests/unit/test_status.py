@@ -1,17 +1,27 @@
+import contextlib
 import dataclasses
+import os
+import socket
 import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from pika import frame, spec
 
-from voip_stack import inventory, status, vms
-from voip_stack.errors import VmError
+from voip_stack import cdr, inventory, lab, status, vms
+from voip_stack.calls import probes
+from voip_stack.errors import CallError, VmError, VoipError
 
 SAID = """== postgresql active
 figure 3 events of CDRs wait
 figure 9 of 100 connections
 == redis failed
 == rabbitmq active
-figure 12 events in the queue cdr
+figure 12 events wait in the queue cdr
 == others
 fault logrotate.service has failed
 """
@@ -78,3 +88,150 @@ def test_a_machine_that_is_off_is_named_with_the_way_to_start_it() -> None:
     (part,) = status._look(inventory.load().machine("media-1"), off)
     assert part.faults == ("it is off: calls get a 503",)
     assert part.hint == "./voip vms.start media-1"
+
+
+def test_what_answers_late_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late() -> probes.Metrics:
+        raise probes.SilentError("RTPEngine's metrics do not answer: timed out")
+
+    monkeypatch.setattr(probes, "metrics", late)
+    stack = inventory.load()
+    (rtpengine,) = status._parts(stack.machine("media-1"), [stack.components["rtpengine"]], "== rtpengine active\n")
+    assert (rtpengine.figures, rtpengine.faults) == ("RTPEngine's metrics do not answer: timed out", ())
+    silent = parts("== redis \n")["redis"]  # systemctl prints no state when systemd does not answer it
+    assert (silent.state, silent.faults) == ("unknown", ())
+
+
+def test_metrics_that_come_late_are_told_from_those_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    for happens, raised in ((TimeoutError("timed out"), probes.SilentError), (ConnectionRefusedError(), CallError)):
+
+        class Lab:
+            def connect(self, *_: object, happens: OSError = happens, **__: object) -> socket.socket:
+                raise happens
+
+        monkeypatch.setattr(lab, "current", Lab)
+        with pytest.raises(CallError) as caught:
+            probes.metrics()
+        assert caught.type is raised
+
+
+# What RabbitMQ answers to each method of ours.
+ANSWERS: dict[type, Any] = {
+    spec.Connection.StartOk: spec.Connection.Tune(10, 131072, 0),
+    spec.Connection.Open: spec.Connection.OpenOk(),
+    spec.Channel.Open: spec.Channel.OpenOk(),
+    spec.Queue.Declare: spec.Queue.DeclareOk("cdr", 12, 0),
+    spec.Channel.Close: spec.Channel.CloseOk(),
+    spec.Connection.Close: spec.Connection.CloseOk(),
+}
+
+
+def serve(listener: socket.socket, answers: dict[type, Any]) -> None:
+    """RabbitMQ for one client; an answer of None is a connection lost."""
+    connection, _ = listener.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.recv(8)
+        connection.sendall(frame.Method(0, spec.Connection.Start(0, 9, {}, "PLAIN", "en_US")).marshal())
+        data = b""
+        while more := connection.recv(4096):
+            data += more
+            while (found := frame.decode_frame(data))[1]:
+                data = data[found[0] :]
+                asked = found[1].method
+                assert not isinstance(asked, spec.Queue.Declare) or asked.passive
+                if type(asked) in answers:
+                    if answers[type(asked)] is None:
+                        return
+                    connection.sendall(frame.Method(found[1].channel_number, answers[type(asked)]).marshal())
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
+    """ask(answers): what status learns of a RabbitMQ that answers so, within two seconds."""
+    (tmp_path / "python3").symlink_to(sys.executable)
+    listener = socket.create_server(("127.0.0.1", 0))
+    login = f"amqp://cdr_reader:secret@127.0.0.1:{listener.getsockname()[1]}/voip"
+
+    def run(answers: dict[type, Any] | None = None, login: str = login) -> list[str]:
+        if answers is None:
+            listener.close()
+        else:
+            threading.Thread(target=serve, args=(listener, answers), daemon=True).start()
+        script = "read -r login\n" + status._PROBES["rabbitmq"].script.replace("timeout 30", "timeout 2")
+        done = subprocess.run(
+            ["sh", "-c", script],
+            input=login + "\n",
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)},
+            check=False,
+        )
+        return done.stdout.splitlines()
+
+    yield run
+    listener.close()
+
+
+def test_a_broker_is_asked_how_much_waits_in_the_queue(ask: Callable[..., list[str]]) -> None:
+    assert ask(ANSWERS) == ["figure 12 events wait in the queue cdr"]
+
+
+@pytest.mark.parametrize("late", [*ANSWERS][:4])
+def test_a_broker_that_is_slow_to_answer_is_not_degraded(ask: Callable[..., list[str]], late: type) -> None:
+    (said,) = ask({method: answer for method, answer in ANSWERS.items() if method is not late})
+    assert said == "figure queue cdr unknown: no answer within 30 s"
+
+
+def test_a_broker_that_gives_a_slow_client_up_is_not_degraded(ask: Callable[..., list[str]]) -> None:
+    (said,) = ask(ANSWERS | {spec.Connection.StartOk: None})
+    assert said.startswith("figure queue cdr unknown: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "refusal"),
+    [
+        (spec.Connection.StartOk, spec.Connection.Close(403, "ACCESS_REFUSED - Login was refused", 0, 0)),
+        (spec.Connection.Open, spec.Connection.Close(530, "NOT_ALLOWED - vhost voip not found", 10, 40)),
+        (spec.Queue.Declare, spec.Channel.Close(404, "NOT_FOUND - no queue 'cdr' in vhost 'voip'", 50, 10)),
+    ],
+)
+def test_a_broker_that_refuses_its_reader_is_degraded(
+    ask: Callable[..., list[str]], method: type, refusal: Any
+) -> None:
+    (said,) = ask(ANSWERS | {method: refusal})
+    assert said.startswith("fault it refuses cdr_reader: ")
+    assert refusal.reply_text in said
+
+
+def test_a_broker_that_does_not_listen_is_degraded(ask: Callable[..., list[str]]) -> None:
+    assert ask() == ["fault it refuses connections: events of CDRs wait in PostgreSQL"]
+
+
+def test_without_the_readers_password_a_broker_is_not_degraded(ask: Callable[..., list[str]]) -> None:
+    assert ask(login="") == ["figure queue cdr unknown: its reader's password can't be had"]
+
+
+def test_the_readers_password_goes_to_rabbitmqs_machine_alone_by_standard_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: dict[str, str] = {}
+
+    def run(name: str, *command: str, input: str, sudo: bool) -> subprocess.CompletedProcess[str]:  # noqa: A002
+        assert sudo
+        assert "q7Kp" not in command[-1]
+        told[name] = input
+        return subprocess.CompletedProcess([], 0, "", "")
+
+    monkeypatch.setattr(vms.ssh, "run", run)
+    monkeypatch.setattr(cdr, "login", lambda: "amqp://cdr_reader:q7Kp@192.168.64.40:5672/voip")
+    on = vms.Status("", "running", "192.168.64.10", "", 1, 2048, 0, True, 60.0, "current")
+    for machine in inventory.load().machines.values():
+        status._look(machine, on)
+    assert {name for name, text in told.items() if "q7Kp" in text} == {"infra-1"}
+
+    def sealed() -> str:
+        raise VoipError("Vault is sealed")
+
+    monkeypatch.setattr(cdr, "login", sealed)
+    status._look(inventory.load().machine("infra-1"), on)
+    assert told["infra-1"] == "\n"

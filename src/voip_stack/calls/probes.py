@@ -64,15 +64,20 @@ def parse_metrics(text: str, at: float = 0.0) -> Metrics:
     )
 
 
+class SilentError(CallError):
+    """No answer in time."""
+
+
 def metrics() -> Metrics:
-    """RTPEngine's counters now. Raises CallError when it does not answer."""
+    """RTPEngine's counters now. Raises CallError when it does not answer, SilentError when it takes more than 10 s."""
     machine = inventory.load().machine(the("media"))
     service = next(s for s in inventory.load().services_of(machine, "internal") if s.name == "rtpengine-http")
     try:
         answer = http_client.ask(str(machine.internal), service.ports[0], "/metrics", timeout=10)
         return parse_metrics(answer.body.decode(), time.monotonic())
     except OSError as error:
-        raise CallError(
+        kind = SilentError if isinstance(error, TimeoutError) else CallError
+        raise kind(
             f"{machine.name}: RTPEngine's metrics do not answer: {error}", "./voip provision --tags rtpengine"
         ) from None
 
