@@ -7,13 +7,13 @@ import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from voip_stack import inventory, settings, subscribers, ui, vms
 from voip_stack.calls import audio, ladder, probes
-from voip_stack.calls.capture import PCMA, Capture, Recording, Sip
+from voip_stack.calls.capture import PCMA, Capture, Recording, Sip, Stream
 from voip_stack.calls.phone import TONES_HZ, Phone, traces
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
@@ -140,8 +140,8 @@ def measure(
         setup=answer - invite,
         duration=bye - answer,
         directions=(
-            _direction("phone A -> phone B", caller, callee, recording),
-            _direction("phone B -> phone A", callee, caller, recording),
+            _direction("phone A -> phone B", caller, callee, recording, answer, bye),
+            _direction("phone B -> phone A", callee, caller, recording, answer, bye),
         ),
         forwarding=forwarding,
         left=left,
@@ -248,8 +248,18 @@ def _first(recording: Recording, wanted: Callable[[Sip], bool]) -> float:
     return next((m.time for m in recording.messages if wanted(m)), 0.0)
 
 
-def _direction(name: str, speaker: Phone, listener: Phone, recording: Recording) -> Direction:
+def _direction(
+    name: str, speaker: Phone, listener: Phone, recording: Recording, answer: float, bye: float
+) -> Direction:
+    """What was said one way. Packets count while both phones are in the call.
+
+    The callee speaks as soon as it has answered, and until it hears of the BYE. On a slow computer each is a second.
+    """
     streams = recording.streams_to(listener.address)
+
+    def count(streams: Sequence[Stream]) -> int:
+        return sum(answer <= p.time <= bye for s in streams for p in s.packets)
+
     tone = audio.measure(recording.heard(listener.address))
     return Direction(
         name=name,
@@ -257,8 +267,8 @@ def _direction(name: str, speaker: Phone, listener: Phone, recording: Recording)
         heard_hz=tone.tone_hz,
         level_dbm0=tone.level_dbm0,
         share=tone.share,
-        sent=sum(len(s.packets) for s in recording.streams_from(speaker.address)),
-        received=sum(len(s.packets) for s in streams),
+        sent=count(recording.streams_from(speaker.address)),
+        received=count(streams),
         lost=sum(s.lost for s in streams),
         jitter_ms=max((s.jitter_ms for s in streams), default=0.0),
     )
