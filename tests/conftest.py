@@ -47,12 +47,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def stack() -> inventory.Inventory:
-    """The inventory, with all its machines up and reachable. Ends the run when they are not."""
-    stack = inventory.load()
-    down = [s.name for s in vms.status(list(stack.machines.values())) if not s.ssh]
-    if down:
-        pytest.exit(f"not up: {', '.join(down)}. First: ./voip up", returncode=3)
-    return stack
+    """The inventory, whose machines are up (voip_stack.suites has looked)."""
+    return inventory.load()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -27,12 +27,12 @@ def show(error: VoipError) -> None:
 
 
 def guard(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call `call`; a user's error becomes a message and exit code 1, Ctrl-C 130. Bugs keep their traceback."""
+    """Call `call`; a user's error becomes a message and its exit status, Ctrl-C 130. Bugs keep their traceback."""
     try:
         return call(*args, **kwargs)
     except VoipError as error:
         show(error)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         ui.err.print("\nstopped; the same command can be run again")
         sys.exit(130)

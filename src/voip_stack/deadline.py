@@ -32,9 +32,9 @@ class Deadline:
         return self.left == 0.0
 
     def until(self, check: Callable[[], object], every: float = 0.5) -> bool:
-        """Call `check` every `every` seconds until it is true (True) or the deadline is due (False).
+        """Whether `check`, called every `every` seconds, becomes true before the deadline is due.
 
-        For who has words of their own for that; else wait().
+        A caller that ignores the answer wants wait().
         """
         while not check():
             if self.is_due:

@@ -5,8 +5,11 @@ class VoipError(Exception):
     """A problem the user can act on.
 
     `message` names the thing that is wrong; `hint` says what to do next, as a command where there is one;
-    `details` are lines of evidence (a console's end, a daemon's journal) printed between the two.
+    `details` are lines of evidence (a console's end, a daemon's journal) printed between the two. A command that ends
+    with it has the exit status `exit_code`.
     """
+
+    exit_code = 1
 
     def __init__(self, message: str, hint: str = "", details: str = "") -> None:
         super().__init__(message)
@@ -41,6 +44,8 @@ class PackageError(VoipError):
 
 class UnavailableError(PackageError):
     """A package that cannot be had here at all, however often one tries."""
+
+    exit_code = 3
 
 
 class VmError(VoipError):

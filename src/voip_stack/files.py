@@ -18,7 +18,7 @@ class BusyError(VoipError):
 
 
 def write(path: Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Write `path`, making its directory, whole or not at all: who reads it meanwhile reads the file before."""
+    """Write `path` whole or not at all, and make its directory. Until then readers see the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as new:
         try:

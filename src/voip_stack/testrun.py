@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from voip_stack import inventory, packages, paths, settings, ui, vms
+from voip_stack import files, inventory, packages, paths, settings, ui, vms
+from voip_stack.errors import VoipError
 from voip_stack.host import current
 from voip_stack.roletest import proven, runner
 
@@ -23,6 +24,7 @@ _PLAIN = re.compile(r"\d+ passed, \d+ failed, \d+ skipped")
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 # What failed or was left, said again at the end, where it can't be missed.
 _TELL = re.compile(r" *(FAILED |ERROR |\[ERROR\]|error: |SKIPPED |left: |\S+ failed at )")
+_GRACE = 30  # seconds for a part to end what it has started
 _BESIDE_MIB = 6 * 1024  # of free memory, for the guests of scenarios beside a stack that stands still
 
 
@@ -41,6 +43,7 @@ class Part:
         """Run it, printing what it prints, and learn from that. Whatever ends this ends it."""
         ui.say(f"==> {self.name}")
         begin = time.monotonic()
+        # In our session: sudo asks for its password at the terminal.
         with subprocess.Popen(
             self.command,
             cwd=paths.REPOSITORY,
@@ -49,7 +52,6 @@ class Part:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,
         ) as process:
             assert process.stdout  # noqa: S101  # the pipe asked for above
             try:
@@ -58,12 +60,23 @@ class Part:
                     sys.stdout.flush()
                     self.read(line.rstrip())
                 self.status = process.wait()
-            except BaseException:
-                os.killpg(process.pid, signal.SIGTERM)
+            except BaseException as stop:
+                if not isinstance(stop, KeyboardInterrupt):  # which Ctrl-C sends to all in this terminal
+                    process.send_signal(signal.SIGINT)  # nox ends what it has started
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE)
+                process.kill()
                 raise
         self.seconds = time.monotonic() - begin
         if self.status and not self.counts["failed"]:
             self.counts["failed"] += 1  # no test, but the part itself
+
+    def fail(self, why: str) -> None:
+        """Count a failure of the part itself."""
+        self.status = self.status or 1
+        self.counts["failed"] += 1
+        self.told.append(f"error: {why}")
+        ui.say(f"error: {why}")
 
     def read(self, line: str) -> None:
         """Count what a line of output counts, and keep what it tells."""
@@ -80,46 +93,54 @@ def run(minutes: float = 0.0) -> int:
 
     Always: lint, unit, the stack from nothing to a proven call and the tests marked `core`, however long they take.
     Then as the clock allows: scenarios that are stale, the stack's other tests, and scenarios proven before, the newest
-    first. A scenario that is not done in time is ended and left; a test that would not be is not begun.
+    first. A scenario that is not done in time is ended and left. A test that would take too long is left, too.
     """
     until = time.time() + minutes * 60 if minutes else 0.0
     proofs, names = proven.load(), runner.scenarios()
     stale = proven.stale(names, proofs)
-    others = [name for name in runner.by_evidence(names, proofs) if name not in stale]
+    others = runner.by_evidence(names, proofs)[len(stale) :]
     done: list[Part] = []
 
-    def part(name: str, *arguments: str) -> None:
+    def part(name: str, *arguments: str, aside: bool = False) -> None:
         done.append(Part(name, [sys.executable, "-m", "nox", "--session", *arguments]))
-        done[-1].run()
+        try:
+            with _stack_aside() if aside else contextlib.nullcontext():
+                done[-1].run()
+        except VoipError as error:  # the stack could not be set aside, or brought back
+            done[-1].fail(error.message)
 
     def scenarios(name: str, roles: Sequence[str]) -> None:
+        left = max(until - time.time(), 1)
+        budget = [f"--budget={left / 60:.2f}"] if until else []
         if roles:
-            budget = [f"--budget={max(until - time.time(), 1) / 60:.2f}"] if until else []
-            with _stack_aside():
-                part(name, "molecule", "--", *budget, *roles)
+            part(name, "molecule", "--", *budget, *roles, aside=not until or left > 1)
 
-    with _made_ahead() as log:
-        part("lint and unit tests", "lint", "unit")
-        part("the stack, from nothing to a proven call", "integration", "--", "--part=core")
-    scenarios("scenarios that are not proven", stale)
-    limit = [f"--until={until:.0f}"] if until else []
-    part("the stack's other tests", "integration", "--", "--part=rest", *limit)
-    scenarios("scenarios proven before", others)
-    _report(done, log)
+    signals = {s: signal.signal(s, lambda *_: sys.exit(143)) for s in (signal.SIGTERM, signal.SIGHUP)}
+    log = settings.load().cache_dir / "logs" / "ahead.log"
+    files.write(log, "")
+    try:
+        with _made_ahead(log):
+            part("lint and unit tests", "lint", "unit")
+            part("the stack, from nothing to a proven call", "integration", "--", "--part=core")
+        scenarios("scenarios that are not proven", stale)
+        limit = [f"--until={until:.0f}"] if until else []
+        part("the stack's other tests", "integration", "--", "--part=rest", *limit)
+        scenarios("scenarios proven before", others)
+    finally:
+        _report(done, log)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
     return int(any(p.status for p in done))
 
 
 @contextlib.contextmanager
-def _made_ahead() -> Iterator[Path]:
+def _made_ahead(log: Path) -> Iterator[None]:
     """Build packages and images while the first tests run, which leave a core idle at times.
 
     What fails here is made again, and told, where it is needed. Only as root: sudo would ask in the middle of a test.
     """
-    log = settings.load().cache_dir / "logs" / "ahead.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("")
     if os.geteuid() != 0:
-        yield log
+        yield
         return
     roles = (c.role for c in inventory.load().components.values() if c.enabled)
     names = ",".join(packages.needed_by(roles))
@@ -132,22 +153,25 @@ def _made_ahead() -> Iterator[Path]:
         ) as process,
     ):
         try:
-            yield log
+            yield
         finally:
             process.terminate()
 
 
 @contextlib.contextmanager
 def _stack_aside() -> Iterator[None]:
-    """The stack's machines take no processor time meanwhile; nor memory, where there is little."""
-    machines = list(inventory.load().machines.values())
+    """The stack's machines that run take no processor time meanwhile; nor memory, where there is little."""
+    there = inventory.load().machines.values()
+    running = [m for m, s in zip(there, vms.status(list(there)), strict=True) if s.state == "running"]
     if current().available_mib >= _BESIDE_MIB:
-        with vms.paused(machines):
+        with vms.paused(running):
             yield
-    else:
-        vms.stop(machines)
+        return
+    vms.stop(running)
+    try:
         yield
-        vms.start(machines)
+    finally:
+        vms.start(running)
 
 
 def _report(done: Sequence[Part], log: Path) -> None:

@@ -20,6 +20,7 @@ def test_a_busy_phone_sounds_busy_to_the_caller(phones: list[Phone]) -> None:
     assert caught.value.status == 486
 
 
+@pytest.mark.takes(40)
 def test_a_call_that_nobody_answers_goes_to_voicemail(phones: list[Phone], ssh: Callable[..., str]) -> None:
     box = f"/var/spool/asterisk/voicemail/default/{phones[1].number}/INBOX"
     ssh("pbx-1", "rm", "-rf", box)
@@ -47,6 +48,7 @@ def test_the_echo_gives_the_caller_their_own_sound_back(phones: list[Phone]) -> 
     assert heard.level_dbm0 > -30
 
 
+@pytest.mark.takes(30)
 def test_three_in_a_conference_hear_each_other(phones: list[Phone]) -> None:
     with calls.Capture(phones=phones) as capture:
         legs = [phone.call("8000", seconds=14) for phone in phones]

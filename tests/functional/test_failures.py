@@ -27,6 +27,7 @@ def kernel_forwards() -> bool:
         return False
 
 
+@pytest.mark.takes(60)
 def test_sound_goes_on_when_rtpengine_was_killed(
     phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]
 ) -> None:
@@ -67,6 +68,7 @@ def test_without_redis_calls_are_as_good_as_with_it(phones: list[Phone], ssh: Ca
         assert capture.level_of(listener, speaker.tone_hz) > -20
 
 
+@pytest.mark.takes(60)
 def test_a_call_goes_on_while_every_service_is_away_and_its_cdr_comes_later(
     stack: inventory.Inventory, phones: list[Phone], ssh: Callable[..., str]
 ) -> None:

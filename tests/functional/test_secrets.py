@@ -68,6 +68,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.takes(40)
 def test_a_file_that_was_removed_comes_back_from_vault(ssh: Callable[..., str]) -> None:
     def back(machine: str) -> bool:
         return len(ssh(machine, "ls", *FILES[machine], check=False).split()) == len(FILES[machine])
@@ -143,6 +144,7 @@ def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhi
     assert let_in(old) == []
 
 
+@pytest.mark.takes(40)
 def test_no_secret_is_told_to_anybody(stack: inventory.Inventory) -> None:
     keys = vault.Keys.read(vault.keys_dir() / f"{stack.group('infra')[0].name}.json")
     values = [*(secrets.get(name) for name in secrets.catalogue()), keys.root_token, *keys.unseal]

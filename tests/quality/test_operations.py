@@ -15,6 +15,7 @@ from voip_stack.inventory import Machine
 pytestmark = pytest.mark.alone
 
 
+@pytest.mark.takes(90)
 def test_a_dry_run_of_a_provisioned_stack_succeeds_and_would_change_nothing(stack: inventory.Inventory) -> None:
     report = provision.run(check=True)
     assert set(report.seconds["common"]) == set(stack.machines)
@@ -85,6 +86,7 @@ def test_status_says_what_is_degraded_and_only_that(
     }
 
 
+@pytest.mark.takes(180)
 def test_without_kernel_forwarding_the_proof_fails_and_up_mends_that_and_nothing_else(
     stack: inventory.Inventory, ssh: Callable[..., str]
 ) -> None:
@@ -108,6 +110,7 @@ def test_without_kernel_forwarding_the_proof_fails_and_up_mends_that_and_nothing
     assert ssh("pbx-1", "systemctl", "is-active", "asterisk").strip() == "active"
 
 
+@pytest.mark.takes(70)
 def test_a_reverted_snapshot_brings_back_a_stack_that_works(
     stack: inventory.Inventory, ssh: Callable[..., str]
 ) -> None:
@@ -121,6 +124,7 @@ def test_a_reverted_snapshot_brings_back_a_stack_that_works(
     calls.verify()
 
 
+@pytest.mark.takes(40)
 def test_rtpengine_is_found_that_came_up_after_kamailio(ssh: Callable[..., str]) -> None:
     ssh("media-1", "systemctl", "stop", "rtpengine-daemon")
     ssh("sip-1", "systemctl", "restart", "kamailio")
@@ -128,6 +132,7 @@ def test_rtpengine_is_found_that_came_up_after_kamailio(ssh: Callable[..., str])
     calls.verify()
 
 
+@pytest.mark.takes(150)
 def test_after_a_restart_of_every_machine_calls_complete_without_provisioning_and_with_vault_sealed(
     stack: inventory.Inventory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

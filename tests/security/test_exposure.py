@@ -40,6 +40,7 @@ def by_way_of(request: pytest.FixtureRequest, stack: inventory.Inventory) -> Ite
     subprocess.run(lab.current().outside("ip", "route", "del", *route), check=True)
 
 
+@pytest.mark.takes(60)
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in OUTSIDE])
 def test_machines_inside_are_unreachable_from_outside(stack: inventory.Inventory, by_way_of: str, name: str) -> None:
     address = str(stack.machines[name].internal)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from voip_stack import packages, settings, testrun
-from voip_stack.errors import PackageError, UnavailableError
+from voip_stack.errors import PackageError, UnavailableError, VmError
 from voip_stack.host import speed
 from voip_stack.roletest import proven, runner
 from voip_stack.roletest.proven import Proof
@@ -108,12 +109,6 @@ def test_a_scenario_that_is_not_done_in_time_is_ended_and_left(
     assert proven.load()["redis"].date == "2026-11-29T10:00Z"
 
 
-def test_a_red_run_is_red_although_the_time_is_over(tmp_path: Path) -> None:
-    run = runner.Run("redis", tmp_path / "log", failed="verify")
-    run.stop(left="the time was over")
-    assert run.result == "failed: verify"
-
-
 def test_a_scenario_whose_package_is_not_to_be_had_is_left_with_what_was_last_seen(
     scenario: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +125,59 @@ def test_a_scenario_whose_package_is_not_to_be_had_is_left_with_what_was_last_se
     assert "left: asterisk: no version 1:22.* of asterisk in unstable" in said
     assert "last green 2026-11-29, 7 tests, asterisk 1:22.10.1" in said
     assert said.endswith("0 passed, 0 failed, 1 skipped\n")
+
+
+def test_a_scenario_whose_package_takes_all_the_time_is_not_begun(
+    scenario: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not scenario.exists()
+    proven.record("asterisk", Proof("0" * 16, "2026-11-29T10:00Z", 7, 1, "tcg"))
+    monkeypatch.setattr(packages, "ensure", lambda _name: time.sleep(1.5))
+    matrix = runner.Matrix(["asterisk"], minutes=1.2 / 60)
+    matrix.run(1)
+    assert matrix.runs[0].result == "left: the time was over"
+    assert matrix.runs[0].steps == []
+
+
+def test_a_test_that_has_failed_when_the_time_is_over_is_red(
+    scenario: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = scenario.with_name("molecule")
+    program.write_text(program.read_text().replace("[ ! -e", "echo 'test_redis.py ..F.'\n[ ! -e"))
+    scenario.write_text("60")
+    monkeypatch.setattr(runner, "evidence", lambda _role: "    its journal")
+    proven.record("redis", Proof("0" * 16, "2026-11-29T10:00Z", 7, 1, "tcg"))
+    matrix = runner.Matrix(["redis"], minutes=2 / 60)
+    matrix.run(1)
+    matrix.report()
+    assert matrix.runs[0].result == "failed: verify"
+    assert capsys.readouterr().out.endswith("0 passed, 1 failed, 0 skipped\n")
+
+
+def test_what_goes_wrong_with_one_scenario_leaves_the_others_their_result(
+    scenario: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def digest_of(name: str) -> str:
+        if name == "common":
+            raise FileNotFoundError("an editor replaces it")
+        return "a" * 16
+
+    assert not scenario.exists()
+    monkeypatch.setattr(proven, "digest_of", digest_of)
+    matrix = runner.Matrix(["common", "redis"])
+    matrix.run(1)
+    assert {run.role: run.result for run in matrix.runs} == {
+        "common": "failed: FileNotFoundError: an editor replaces it",
+        "redis": "passed",
+    }
+    assert "an editor replaces it" in capsys.readouterr().out
+
+
+def test_a_run_without_any_test_proves_nothing(scenario: Path) -> None:
+    program = scenario.with_name("molecule")
+    program.write_text(program.read_text().replace("=== 3 passed, 1 skipped in 1.00s ===", "no tests ran"))
+    runner.Matrix(["redis"]).run(1)
+    assert proven.load() == {}
 
 
 def test_a_package_that_does_not_build_is_red(
@@ -178,17 +226,39 @@ def test_a_part_that_fails_without_a_test_counts_as_one_failure() -> None:
     assert part.counts == {"failed": 1}
 
 
+def test_a_stack_that_can_not_be_set_aside_fails_that_part_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.contextmanager
+    def aside() -> Iterator[None]:
+        raise VmError("pbx-1 does not answer by ssh", "./voip vms.status")
+        yield
+
+    conf = settings.parse("", {"VOIP_CACHE_DIR": str(tmp_path)})
+    monkeypatch.setattr(settings, "load", lambda: conf)
+    monkeypatch.setattr(Part, "run", lambda _part: None)
+    monkeypatch.setattr(testrun, "_made_ahead", lambda _log: contextlib.nullcontext())
+    monkeypatch.setattr(testrun, "_stack_aside", aside)
+    monkeypatch.setattr(runner, "scenarios", lambda: ["redis"])
+    monkeypatch.setattr(proven, "load", dict)
+    assert testrun.run() == 1
+    said = capsys.readouterr().out
+    assert "error: pbx-1 does not answer by ssh" in said
+    assert said.endswith("0 passed, 1 failed, 0 skipped\n")
+
+
 def test_everything_is_run_in_the_order_of_what_it_tells(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(Part, "run", lambda part: commands.append(list(part.command[3:])))
-    monkeypatch.setattr(testrun, "_made_ahead", lambda: contextlib.nullcontext(tmp_path / "log"))
+    monkeypatch.setattr(testrun, "_made_ahead", lambda _log: contextlib.nullcontext())
     monkeypatch.setattr(testrun, "_stack_aside", contextlib.nullcontext)
     monkeypatch.setattr(runner, "scenarios", lambda: ["cdr", "common", "redis"])
     monkeypatch.setattr(proven, "load", lambda: dict.fromkeys(("common", "redis"), OLD))
     monkeypatch.setattr(proven, "digest_of", lambda name: OLD.digest if name == "redis" else "1" * 16)
-    (tmp_path / "log").write_text("")
+    conf = settings.parse("", {"VOIP_CACHE_DIR": str(tmp_path)})
+    monkeypatch.setattr(settings, "load", lambda: conf)
     assert testrun.run(minutes=75) == 0
     options = [[word.partition("=")[0] for word in command] for command in commands]
     assert options == [

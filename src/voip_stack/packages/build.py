@@ -127,7 +127,8 @@ def _as_root(name: str, again: str, *arguments: str) -> None:
     except FileNotFoundError:
         raise HostError(f"building {name} needs root", f"as root: ./voip packages.build {again}") from None
     if done.returncode != 0:
-        raise PackageError(f"{name} could not be built as root", "the error stands above")
+        kind = UnavailableError if done.returncode == UnavailableError.exit_code else PackageError
+        raise kind(f"{name} could not be built as root", "the error stands above")
 
 
 def _build(recipe: recipes.Recipe, key: str, users: source.Tree | None = None) -> None:

@@ -2,16 +2,16 @@
 
 The runner writes a line after a green run on a clean tree. A scenario whose digest is another today is stale. What
 counts: the roles that it applies, the scenario, what all scenarios share, the inventory's variables that these name,
-and the locked versions. The library does not, but for two small scenarios (scenario_library) that stand for all.
+and the locked versions. The library counts for two small scenarios alone (scenario_library).
 """
 
 from __future__ import annotations
 
-import functools
 import re
 import subprocess
 import time
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,16 @@ _HEAD = """---
 _LINE = re.compile(r"(\w+): (\{.*\})")
 _DATE = "%Y-%m-%dT%H:%MZ"
 
-_INCLUDED = re.compile(r"(?:include|import)_role:\s*(?:\{\s*)?name:\s*(\w+)")
-_SHARED = ("molecule/shared", "molecule/conftest.py", ".config/molecule", "ansible/ansible.cfg", "ansible/plugins")
-_LIBRARY = ("vms", "images", "lab", "host", "packages", "roletest")  # of src/voip_stack: what guests stand on
+# Of every scenario. The two files of variables are read by Ansible itself and by tests, which name none of them.
+_SHARED = (
+    *("molecule/shared", "molecule/conftest.py", ".config/molecule", "ansible/ansible.cfg", "ansible/plugins"),
+    *(f"ansible/inventory/group_vars/all/{name}.yml" for name in ("connection", "networks")),
+    "ansible/roles/common/templates/apt-proxy.conf.j2",  # which prepares a plain guest
+)
+_LIBRARY = (  # of src/voip_stack: what guests stand on
+    *("vms", "images", "lab", "host", "packages", "roletest"),
+    *("deadline.py", "files.py", "inventory.py", "paths.py", "settings.py"),
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,10 @@ def unclean() -> list[str]:
         ".",
         f":!{FILE.relative_to(paths.REPOSITORY)}",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ["git is missing"]
     return [line[3:] for line in done.stdout.splitlines()] if done.returncode == 0 else ["not a checkout of git"]
 
 
@@ -143,8 +153,10 @@ def stale(names: Iterable[str], proofs: dict[str, Proof]) -> list[str]:
 def digest_of(scenario: str, repository: Path = paths.REPOSITORY) -> str:
     """The digest of what `scenario` depends on."""
     roles = roles_of(scenario, repository)
+    told = scenarios.variables(scenario)
     wanted = [*(f"ansible/roles/{role}" for role in roles), f"molecule/{scenario}", *_SHARED]
-    if scenarios.variables(scenario).get("scenario_library"):
+    wanted += told.get("scenario_reads", [])
+    if told.get("scenario_library"):
         wanted += ["libvirt", *(f"src/voip_stack/{part}" for part in _LIBRARY)]
     files = [file for path in wanted for file in _files(repository / path)]
     texts = {str(file.relative_to(repository)): file.read_bytes() for file in files}
@@ -161,17 +173,34 @@ def _files(path: Path) -> list[Path]:
 
 
 def roles_of(scenario: str, repository: Path = paths.REPOSITORY) -> list[str]:
-    """The roles that `scenario` applies, and those that these include."""
+    """The roles that `scenario` applies, and those that these or its own tasks include or depend on."""
     found: set[str] = set()
-    more = scenarios.roles(scenario)
+    more = scenarios.roles(scenario) | _included(repository / "molecule" / scenario)
     while more:
         found |= more
-        texts = (file.read_text() for role in more for file in (repository / "ansible/roles" / role).rglob("*.yml"))
-        more = {name for text in texts for name in _INCLUDED.findall(text)} - found
+        more = {name for role in more for name in _included(repository / "ansible/roles" / role)} - found
     return sorted(found)
 
 
-@functools.cache
+def _included(directory: Path) -> set[str]:
+    """The roles that the tasks, handlers and metadata in `directory` name."""
+
+    def names(node: Any) -> Iterator[str]:
+        if isinstance(node, list):
+            for item in node:
+                yield from names(item)
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                if key.rpartition(".")[2] in ("include_role", "import_role") and isinstance(value, dict):
+                    yield str(value["name"])
+                elif key == "dependencies":
+                    yield from (str(item["role"] if isinstance(item, dict) else item) for item in value)
+                yield from names(value)
+
+    files = (file for part in ("tasks", "handlers", "meta") for file in directory.glob(f"{part}/**/*.yml"))
+    return {name for file in files for name in names(yaml.safe_load(file.read_text()))}
+
+
 def _inventory(repository: Path) -> dict[str, str]:
     """The variables that all hosts have, as text."""
     found: dict[str, Any] = {}
@@ -190,7 +219,8 @@ def _named(text: str, repository: Path) -> dict[str, str]:
     return found
 
 
-@functools.cache
 def _versions(repository: Path) -> list[str]:
-    """The locked versions, without the files' hashes."""
-    return re.findall(r"^\S+==\S+", (repository / "requirements/dev.txt").read_text(), re.MULTILINE)
+    """The locked versions, without the files' hashes, and what pytest is told."""
+    locked = re.findall(r"^\S+==\S+", (repository / "requirements/dev.txt").read_text(), re.MULTILINE)
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    return [*locked, repr(project["tool"]["pytest"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,7 @@ _UNKNOWN = 600  # seconds, on a fast computer, to expect of a scenario that was 
 _STEP = re.compile(r"\[\w+ > (\w+)\] (Executing$|Executed: (\w+))")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _TESTS = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
+_RED = re.compile(r"test_\w+\.py \S*[FE]")  # pytest's progress
 
 
 # Ends with us, even when we are killed; where there is no such tool (macOS), at the next line that it prints.
@@ -46,11 +49,12 @@ class Run:
     steps: list[tuple[str, float]] = field(default_factory=list)
     tests: Counter[str] = field(default_factory=Counter)
     failed: str = ""  # the step that failed, or why the run did not end
+    left: str = ""  # why it was not run, or not to its end
+    cancelled: bool = False  # with the whole matrix: nobody asks why it failed
+    late: bool = False
+    red: bool = False  # a test or a step has failed
     step: str = ""  # the step that it is at
     process: subprocess.Popen[str] | None = None
-    late: bool = False
-    cancelled: bool = False  # with the whole matrix: nobody asks why it failed
-    left: str = ""  # why it was not run, or not to its end
     package: str = ""  # the tested daemon's package and version
 
     @property
@@ -59,14 +63,21 @@ class Run:
 
     @property
     def result(self) -> str:
-        return f"left: {self.left}" if self.left else f"failed: {self.failed}" if self.failed else "passed"
+        if self.failed:
+            return f"failed: {self.failed}"
+        return f"left: {self.left}" if self.left else "passed" if self.steps else "not run"
+
+    @property
+    def ended(self) -> bool:
+        """Whether somebody has ended it before it was done."""
+        return bool(self.late or self.cancelled or self.left)
 
     def stop(self, late: bool = False, left: str = "") -> None:
-        """End Molecule and what it has started: `late`, because its time is over; `left`, because the run's is."""
-        self.late, self.cancelled = late, not late
-        self.left = "" if self.failed else left  # what is red is red, whatever the clock says
+        """End Molecule and what it has started: since its time is over (`late`), or the matrix's (`left`: how)."""
+        self.late, self.left, self.cancelled = late, left, not (late or left)
         if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGTERM)
 
 
 def _word(word: str) -> str:
@@ -88,6 +99,28 @@ def test(run: Run, tell: threading.Lock, deadline: Deadline | None) -> None:
 
     A run that is not done by `deadline` is ended and left.
     """
+    _molecule(run, tell, deadline)
+    if run.red:
+        run.left = ""  # what is red is red, whatever the clock says
+    elif run.left:
+        run.failed = ""
+    if not (run.failed or run.ended):
+        run.package = tested_package(run.role)
+    if not (run.failed or run.cancelled):
+        try:
+            remove(run.role)  # at once: idle guests take processor time from the others, and slots
+        except subprocess.CalledProcessError as error:
+            with run.log.open("a") as file:
+                file.write(error.stdout + error.stderr)
+            run.failed, run.left = "destroy", ""
+    if run.failed and not run.cancelled:
+        told = explain(run)
+        with tell:
+            ui.say(told)
+
+
+def _molecule(run: Run, tell: threading.Lock, deadline: Deadline | None) -> None:
+    """Run it until it is done, fails, takes too long for a scenario, or longer than to `deadline`."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     seconds = speed.patient(SECONDS)
     timers = [threading.Timer(seconds, run.stop, kwargs={"late": True})]
@@ -100,27 +133,13 @@ def test(run: Run, tell: threading.Lock, deadline: Deadline | None) -> None:
         with run.log.open("w") as file:
             # `--destroy never` keeps the guests of an earlier run, too.
             for arguments in (["destroy"], ["test", "--destroy", "never"]):
-                _run(run, arguments, file, tell)
-                if run.failed:
-                    break
+                if not (run.failed or run.ended):
+                    _run(run, arguments, file, tell)
     finally:
         for timer in timers:
             timer.cancel()
     if run.late:
         run.failed = f"{run.failed}: not done within {seconds:.0f} s"
-    if not run.failed:
-        run.package = tested_package(run.role)
-    if run.left or not run.failed:
-        try:
-            remove(run.role)  # at once: idle guests take processor time from the others, and slots
-        except subprocess.CalledProcessError as error:
-            with run.log.open("a") as file:
-                file.write(error.stdout + error.stderr)
-            run.failed = "destroy"
-    if run.failed and not run.cancelled:
-        told = explain(run)
-        with tell:
-            ui.say(told)
 
 
 def explain(run: Run) -> str:
@@ -133,8 +152,8 @@ def explain(run: Run) -> str:
 
 def environment() -> dict[str, str]:
     """What Molecule runs in: plain output, and the patience that this computer needs."""
-    patience = {"ANSIBLE_TIMEOUT": str(round(speed.patient(60)))}
-    return {**os.environ, **patience, "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false"}
+    ours = {"ANSIBLE_TIMEOUT": str(round(speed.patient(60))), "NO_COLOR": "1", "MOLECULE_COMMAND_BORDERS": "false"}
+    return os.environ | ours | {"PYTEST_ADDOPTS": ""}  # the user's would leave tests out
 
 
 def _run(run: Run, arguments: list[str], file: TextIO, tell: threading.Lock) -> None:
@@ -149,6 +168,8 @@ def _run(run: Run, arguments: list[str], file: TextIO, tell: threading.Lock) -> 
         errors="replace",
         start_new_session=True,
     ) as run.process:
+        if run.ended:  # while it was started
+            run.process.terminate()
         _follow(run, file, tell)
     if run.process.returncode != 0:
         run.failed = run.failed or run.step or "its end"
@@ -169,6 +190,7 @@ def _follow(run: Run, file: TextIO, tell: threading.Lock) -> None:
             if what == "Executing":
                 run.step, begin = step, now
             elif step == run.step:
+                run.red |= result == "Failed" and not run.ended
                 run.failed = run.failed or (step if result == "Failed" else "")
                 run.step = ""
                 if step == "destroy" and run.steps:
@@ -180,6 +202,8 @@ def _follow(run: Run, file: TextIO, tell: threading.Lock) -> None:
         elif line.startswith("=") and " in " in line:
             for number, word in _TESTS.findall(line):
                 run.tests[_word(word)] += int(number)
+        elif _RED.match(line):
+            run.red = True
 
 
 def reason(log: str) -> list[str]:
@@ -196,9 +220,14 @@ def reason(log: str) -> list[str]:
 
 
 def junit(runs: list[Run], file: Path) -> None:
-    """The runs as JUnit XML: a suite per scenario, a case per step."""
+    """The runs as JUnit XML: a suite per scenario, a case per step; what was left is a skipped case."""
     top = ET.Element("testsuites")
     for run in runs:
+        if run.left:
+            suite = ET.SubElement(top, "testsuite", name=run.role, tests="1", skipped="1", time="0")
+            case = ET.SubElement(suite, "testcase", classname=f"molecule.{run.role}", name=run.role)
+            ET.SubElement(case, "skipped", message=run.left)
+            continue
         # A deadline or a failed removal is no step of its own.
         steps = run.steps + [(run.failed, 0.0)] * bool(run.failed and run.failed not in dict(run.steps))
         suite = ET.SubElement(top, "testsuite", name=run.role, tests=str(len(steps)), time=f"{run.seconds:.1f}")
@@ -267,19 +296,31 @@ class Matrix:
         return (self.proofs[name].seconds if name in self.proofs else _UNKNOWN) * self.slowness
 
     def _one(self, run: Run) -> None:
-        if self.deadline and self.deadline.left < self.expected(run.role):
-            run.left = "too little time was left"
-            return
-        digest = proven.digest_of(run.role)
-        self._packages(run)
-        if not (run.left or run.failed):
-            test(run, self._tell, self.deadline)
-        if run.failed or run.left or self.unclean:
+        """Run one. Whatever goes wrong is that scenario's failure: the others go on."""
+        try:
+            if self.deadline and self.deadline.left < self.expected(run.role):
+                run.left = "too little time was left"
+                return
+            digest = proven.digest_of(run.role)
+            self._packages(run)
+            if not (run.failed or run.ended):
+                test(run, self._tell, self.deadline)
+            if not (run.failed or run.ended):
+                self._record(run, digest)
+        except Exception as error:
+            run.failed, run.left = f"{type(error).__name__}: {error}", ""
+            with self._tell:
+                ui.say(f"\n{run.role}:\n{traceback.format_exc()}")
+
+    def _record(self, run: Run, digest: str) -> None:
+        """Write down that `run` was green with what `digest` is of, if that is committed."""
+        tests = run.tests["passed"] + run.tests["skipped"]
+        self.unclean = self.unclean or proven.unclean()
+        if self.unclean or not tests:
             return
         if proven.digest_of(run.role) != digest:
             ui.say(f"{run.role} was changed while it ran: not proven")
             return
-        tests = sum(run.tests.values())
         seconds = max(1, round(run.seconds / self.slowness))
         proven.record(run.role, Proof(digest, proven.now(), tests, seconds, host.verdict() or "tcg", run.package))
 
@@ -297,10 +338,11 @@ class Matrix:
 
     def report(self) -> None:
         """The table, what was left and since when it is proven, and the summary line; JUnit beside them."""
-        junit(self.runs, paths.REPOSITORY / "junit" / "molecule.xml")
+        junit(self.runs, paths.REPOSITORY / "junit" / f"molecule-{time.strftime('%H%M%S')}.xml")
         rows = [(r.role, r.result, sum(r.tests.values()), f"{r.seconds:7.0f}") for r in self.runs]
         ui.table(["role", "result", "tests", "seconds"], rows)
         left = [run.role for run in self.runs if run.left]
+        failed = [run for run in self.runs if run.failed]
         stale = proven.stale(left, self.proofs)
         for name in left:
             proof = self.proofs.get(name)
@@ -309,9 +351,9 @@ class Matrix:
         if self.unclean and not all(run.left for run in self.runs):
             ui.say(f"Not written to proven.yml, since these are not committed: {', '.join(self.unclean[:5])}")
         total = sum((run.tests for run in self.runs if not run.left), Counter[str]())
-        broken = sum(1 for run in self.runs if run.failed and not run.left and run.failed != "verify")
-        skipped = total["skipped"] + len(left)
-        ui.say(f"{total['passed']} passed, {total['failed'] + broken} failed, {skipped} skipped")
+        # A scenario may fail at something that is no test.
+        broken = total["failed"] + sum(1 for run in failed if not run.tests["failed"])
+        ui.say(f"{total['passed']} passed, {broken} failed, {total['skipped'] + len(left)} skipped")
 
 
 def main() -> None:
@@ -341,7 +383,7 @@ def main() -> None:
     matrix = Matrix(names, options.budget)
     matrix.run(options.jobs)
     matrix.report()
-    sys.exit(any(run.failed and not run.left for run in matrix.runs))
+    sys.exit(any(run.failed for run in matrix.runs))
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def paused(machines: Sequence[Machine]) -> Iterator[None]:
             yield
         finally:
             _resume(domains)
-    set_clocks([m for m in machines if m.name in domains])
+            set_clocks([m for m in machines if m.name in domains])
 
 
 def set_clocks(machines: Sequence[Machine]) -> None:

@@ -120,9 +120,11 @@ def run(
         done = subprocess.run(
             line, input=input, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
         )
+        silent = done.returncode == NO_SSH
     except subprocess.TimeoutExpired:
         done = subprocess.CompletedProcess(line, LATE, "", f"no answer within {seconds:.0f} s")
-    if check and done.returncode in (NO_SSH, LATE):
+        silent = True
+    if check and silent:
         raise UnreachableError(f"{machine} does not answer by ssh", "./voip vms.status", done.stderr)
     if check and done.returncode != 0:
         said = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
