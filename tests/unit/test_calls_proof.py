@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
-from voip_stack.calls import probes, proof
+from voip_stack.calls import audio, probes, proof
+from voip_stack.calls.capture import PCMA, Recording, Rtp, Stream
+from voip_stack.calls.phone import Phone
 from voip_stack.calls.probes import Cdr, Forwarding, Metrics
 from voip_stack.errors import CallError
+from voip_stack.inventory import Address
 
 PAGE = """\
 # TYPE rtpengine_sessions gauge
@@ -116,3 +119,23 @@ def test_the_report_fits_the_screen() -> None:
     report = proof.report(result())
     assert max(map(len, report.splitlines())) <= 110
     assert "no dialog, no RTPEngine session, no channel" in report
+
+
+def test_packets_count_while_both_phones_are_in_the_call() -> None:
+    """The callee speaks a second before the caller hears the answer, and one after the BYE: nobody can hear those."""
+    caller, callee = (Phone(n, "x", Address(f"192.168.65.{last}")) for n, last in (("2998", 101), ("2999", 102)))
+    tone = audio.tone(440)[: audio.PACKET]
+
+    def stream(source: object, destination: object, since: float, until: float) -> Stream:
+        times = [since + n * 0.02 for n in range(round((until - since) / 0.02))]
+        packets = tuple(Rtp(t, n, n * audio.PACKET, PCMA, tone) for n, t in enumerate(times))
+        return Stream(str(source), 6000, str(destination), 10000, 1, packets)
+
+    answer, bye = 100.0, 110.0
+    streams = (
+        stream(callee.address, "192.168.65.20", answer - 1, bye + 1),
+        stream("192.168.65.20", caller.address, answer, bye),
+    )
+    found = proof._direction("phone B -> phone A", callee, caller, Recording((), streams), answer, bye)
+    assert found.sent == pytest.approx(500, abs=1)
+    assert found.received == pytest.approx(500, abs=1)

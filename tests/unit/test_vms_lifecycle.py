@@ -408,3 +408,24 @@ def test_destroy_takes_snapshots_along(driver: Any) -> None:
     vms.destroy(["sip-1"], Story())
     assert not store.directory("sip-1").exists()
     assert not lifecycle_domains(driver)
+
+
+def test_paused_machines_stand_still_and_run_again_whatever_happens_meanwhile(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks: list[str] = []
+    monkeypatch.setattr(saved, "set_clocks", lambda machines: clocks.extend(m.name for m in machines))
+    vms.create([SIP], Story())
+
+    def state() -> int:
+        return int(driver.lookupByName("sip-1").state()[0])
+
+    def interrupted() -> None:
+        with vms.paused([SIP, PBX]):  # PBX is not there
+            assert state() == libvirt.VIR_DOMAIN_PAUSED
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert state() == libvirt.VIR_DOMAIN_RUNNING
+    assert clocks == ["sip-1"]
