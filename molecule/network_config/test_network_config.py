@@ -38,7 +38,7 @@ def documented(target: str, network: str, sources: Sequence[str] = ()) -> set[st
         f"{s.protocol}/{port}"
         for s in STACK.services
         if s.network == network
-        and s.group in (*KINDS[target], "all")
+        and not {*KINDS[target], "all"}.isdisjoint(s.groups)
         and (network == "external" or set(sources) & set(s.sources))
         for port in (s.ports[0], s.ports[-1])
     }

@@ -74,8 +74,7 @@ def login() -> str:
     """The AMQP URL of who reads events, with the password. Raises VoipError."""
     stack = inventory.load()
     _, address = stack.infra()
-    port = next(s.ports.start for s in stack.services if s.name == "amqp")
-    return f"amqp://cdr_reader:{secrets.get('rabbitmq_password_cdr_reader')}@{address}:{port}/voip"
+    return f"amqp://cdr_reader:{secrets.get('rabbitmq_password_cdr_reader')}@{address}:{stack.port('amqp')}/voip"
 
 
 def follow() -> Iterator[dict[str, Any]]:

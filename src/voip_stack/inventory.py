@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from voip_stack import paths, settings
+from voip_stack import components, paths, settings
+from voip_stack.components import Component
 from voip_stack.errors import InventoryError
-from voip_stack.settings import Settings
 
 Address = ipaddress.IPv4Address
 DEVSTACK = "devstack-core"
@@ -58,27 +58,16 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Component:
-    """A daemon that one role sets up on the machines of one group."""
-
-    name: str
-    group: str
-    role: str
-    unit: str
-    enabled: bool  # with its provider of secrets, where it is there for one only
-
-
-@dataclass(frozen=True)
 class Service:
-    """Ports that listen beyond loopback. `sources` are groups or "computer"; empty on the external network: anybody."""
+    """Ports that a component listens on, on one network. `sources` are groups or "computer"; external: anybody."""
 
     name: str
-    group: str
+    component: str
+    groups: tuple[str, ...]
     protocol: str
     ports: range
     network: str
     sources: tuple[str, ...]
-    component: str | None
 
 
 @dataclass(frozen=True)
@@ -132,14 +121,19 @@ class Inventory:
 
     def services_of(self, machine: Machine, network: str) -> list[Service]:
         """What listens on `machine` towards `network`."""
-        return [s for s in self.services if s.network == network and (s.group == "all" or s.group in machine.groups)]
+        here = {component.name for component in self.components_of(machine)}
+        return [s for s in self.services if s.network == network and s.component in here]
 
+    def components_of(self, machine: Machine) -> list[Component]:
+        """The enabled components of `machine`, in the order in which their roles are applied."""
+        return components.enabled(machine.groups, self.components)
 
-def _component(
-    conf: Settings, name: str, enabled: bool, secrets: str = "", infra: str = "", **values: str
-) -> Component:
-    wanted = enabled and secrets in ("", conf.secrets) and infra in ("", conf.infra)
-    return Component(name=name, enabled=wanted, **values)
+    def port(self, name: str) -> int:
+        """The port called `name` in a descriptor. Raises InventoryError when no enabled component has it."""
+        for service in self.services:
+            if service.name == name:
+                return service.ports[0]
+        raise InventoryError(f"no enabled component has a port {name}", f"see {paths.ANSIBLE / components.FLAGS}")
 
 
 def _machine(name: str, groups: Iterable[str], values: dict[str, Any], networks: dict[str, Network]) -> Machine:
@@ -184,13 +178,19 @@ def _check_addresses(networks: dict[str, Network], machines: dict[str, Machine],
         taken[address] = name
 
 
-def _ports(text: str | int) -> range:
-    first, _, last = str(text).partition("-")
-    return range(int(first), int(last or first) + 1)
+def _services(every: components.Components) -> Iterator[Service]:
+    """What the enabled components listen on."""
+    for component in components.enabled(among=every):
+        for port in component.ports:
+            for way in port.reached:
+                here = (port.name, component.name, component.groups, port.protocol, port.ports)
+                yield Service(*here, way["network"], tuple(way.get("sources", ())))
 
 
-def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, Any], conf: Settings) -> Inventory:
-    """An Inventory from hosts (name to groups and variables), the variables of group `all`, and the settings.
+def parse(
+    hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, Any], every: components.Components
+) -> Inventory:
+    """An Inventory from hosts (name to groups and variables), the variables of group `all`, and the components.
 
     Raises InventoryError, naming the host and the key.
     """
@@ -207,20 +207,6 @@ def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, 
             for name, n in common["voip_networks"].items()
         }
         machines = {name: _machine(name, groups, values, networks) for name, (groups, values) in hosts.items()}
-        components = {name: _component(conf, name, **c) for name, c in common["voip_components"].items()}
-        services = tuple(
-            Service(
-                s["name"],
-                s["group"],
-                s["protocol"],
-                _ports(s["ports"]),
-                s["network"],
-                tuple(s.get("sources", ())),
-                s.get("component"),
-            )
-            for s in common["voip_services"]
-            if s.get("component") is None or components[s["component"]].enabled
-        )
         first, last = (int(Address(common["voip_phones"][end])) for end in ("first", "last"))
     except KeyError as error:
         raise InventoryError(f"the inventory lacks {error}", f"see {paths.INVENTORY}/group_vars/all") from None
@@ -235,8 +221,8 @@ def parse(hosts: dict[str, tuple[list[str], dict[str, Any]]], common: dict[str, 
         user=common["voip_user"],
         networks=networks,
         machines=machines,
-        components=components,
-        services=services,
+        components=dict(every),
+        services=tuple(_services(every)),
         phones=tuple(phones),
     )
 
@@ -263,7 +249,9 @@ def load() -> Inventory:
     if not hosts:
         raise InventoryError(f"no machine in {paths.INVENTORY / 'hosts.yml'}")
     conf = settings.load()
-    stack = parse(hosts, next(iter(hosts.values()))[1], conf)
+    every = components.current()
+    components.check_groups(every, set(manager.groups) - {"all", "ungrouped"})
+    stack = parse(hosts, next(iter(hosts.values()))[1], every)
     if conf.infra == "embedded":
         return stack
     return replace(

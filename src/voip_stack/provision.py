@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voip_stack import images, inventory, lab, packages, paths, secrets, settings, vms
+from voip_stack import components, images, inventory, lab, packages, paths, secrets, settings, vms
 from voip_stack.errors import ProvisionError
 from voip_stack.host import speed
 from voip_stack.images.store import digest
@@ -59,16 +59,7 @@ def environment() -> dict[str, str]:
 
 def tags() -> list[str]:
     """The tags that the playbook knows."""
-    stack = inventory.load()
-    return [
-        "common",
-        "network_config",
-        "vault_client",
-        *(c.role for c in stack.components.values()),
-        "install",
-        "configure",
-        "service",
-    ]
+    return [*inventory.load().components, "install", "configure", "service"]
 
 
 def _digest(machine: Machine) -> str:
@@ -133,7 +124,7 @@ def run(
     machines = inventory.load().select([n for n in limit.split(",") if n])
     vms.require_running(machines)
     packages.proxy.start(lab.current().package_addresses)
-    for name in packages.needed_by(c.role for c in inventory.load().components.values() if c.enabled):
+    for name in packages.needed_by(c.name for c in components.enabled()):
         packages.ensure(name)
     whole = not (only_tags or skip_tags or check or extra_vars or extra_args)
     if (extra_vars or extra_args) and not check:
@@ -177,8 +168,8 @@ def _failure(report: Report) -> ProvisionError:
         return ProvisionError(
             f"{host} can't be reached by ssh: {first['message']}", f"./voip vms.status; ./voip vms.logs {host}"
         )
-    units = [c.unit for c in inventory.load().components.values() if c.role == role]
-    details = journal(host, units[0]) if units else ""
+    component = inventory.load().components.get(role)
+    details = journal(host, component.units[0]) if component and component.units else ""
     return ProvisionError(
         f"{host}: {first['task']}: {first['message']}", f"mend it, then: ./voip provision --limit {host}", details
     )

@@ -11,28 +11,26 @@ from datetime import UTC, datetime
 from typing import Any
 
 from voip_stack import infra, inventory, layout, provision, secrets, settings, vault, vms
+from voip_stack.components import Secret, enabled
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
-from voip_stack.secrets import Secret
 
 Tell = Callable[[str], None]
 
-_SERVERS = ("postgresql", "redis", "rabbitmq")  # a secret that one of them knows begins with its name
-_DIRECTORIES = ("/etc/asterisk", "/etc/cdr", "/etc/kamailio", "/etc/rtpengine")
 _DELIVERY_SECONDS = 120  # the agent looks every 30 s
 
 
-def components() -> list[str]:
+def known() -> list[str]:
     """The names that rotate() knows: what Vault's paths are called."""
     return list(dict.fromkeys(secret.path for secret in secrets.catalogue().values()))
 
 
 def _select(component: str) -> list[Secret]:
-    components_ = inventory.load().components
-    unused = tuple(f"{server}_" for server in _SERVERS if not components_[server].enabled)
-    found = [s for s in secrets.catalogue().values() if component in ("all", s.path) and not s.name.startswith(unused)]
+    servers = {c.name for c in enabled()}
+    chosen = (s for s in secrets.catalogue().values() if component in ("all", s.path))
+    found = [s for s in chosen if not s.issuer or s.issuer in servers]
     if not found:
-        raise VoipError(f"no component {component!r} has a secret", f"name one of: all, {', '.join(components())}")
+        raise VoipError(f"no component {component!r} has a secret", f"name one of: all, {', '.join(known())}")
     return found
 
 
@@ -52,7 +50,7 @@ def rotate(component: str, tell: Tell) -> None:
     stale = provision.stale(machines)
     old = {secret.name: secrets.get(secret.name) for secret in chosen}  # the store answers: else nothing is begun
     new = {secret.name: secrets.generate() for secret in chosen}
-    servers = [server for server in _SERVERS if any(name.startswith(f"{server}_") for name in new)]
+    servers = list(dict.fromkeys(secret.issuer for secret in chosen if secret.issuer))
     if servers:
         tell(f"new passwords in {', '.join(servers)}")
         _tell_servers(servers, new | {f"{name}_before": value for name, value in old.items()})
@@ -60,7 +58,7 @@ def rotate(component: str, tell: Tell) -> None:
     for name, value in new.items():
         secrets.put(name, value)
     if settings.load().secrets == "file":
-        roles = {c.role for c in stack.components.values() if c.role in {s.path for s in chosen}}
+        roles = {c.name for c in enabled() if set(c.secrets) & set(chosen)}
         if roles:
             provision.run(only_tags=",".join(sorted(roles)))
     tell("waiting for the files of who logs in")
@@ -86,12 +84,15 @@ def _tell_servers(servers: Sequence[str], new: dict[str, str]) -> None:
 
 def _await_delivery(chosen: Sequence[Secret], new: dict[str, str]) -> None:
     """Until each machine that reads them has all of its new secrets in files. Raises VoipError, naming who has not."""
-    classes = secrets.classes()
+    stack = inventory.load()
     expected = {
         machine.name: [
-            new[s.name] for s in chosen if any(s.path in classes[c]["secrets"] for c in classes if c in machine.groups)
+            new[s.name]
+            for component in stack.components_of(machine)
+            for s in component.secrets
+            if s in chosen and s.reader == "machine"
         ]
-        for machine in inventory.load().machines.values()
+        for machine in stack.machines.values()
     }
     waiting = {name: values for name, values in expected.items() if values}
     deadline = Deadline(_DELIVERY_SECONDS)
@@ -111,7 +112,9 @@ def _await_delivery(chosen: Sequence[Secret], new: dict[str, str]) -> None:
 
 def _has(machine: str, values: Sequence[str]) -> bool:
     """Whether each of `values` is in a file of `machine`; asked by standard input, which no process list shows."""
-    script = f"while read -r value; do grep -rqsFf - {' '.join(_DIRECTORIES)} <<E || exit 1\n$value\nE\ndone"
+    stack = inventory.load()
+    files = [str(file) for c in stack.components_of(stack.machine(machine)) for file in c.secret_files]
+    script = f"while read -r value; do grep -qsFf - {' '.join(files)} <<E || exit 1\n$value\nE\ndone"
     text = "".join(f"{value}\n" for value in values)
     return vms.ssh.run(machine, "sh", "-c", script, input=text, sudo=True).returncode == 0
 
@@ -127,7 +130,7 @@ def status() -> list[tuple[str, str, str]]:
         return rows + _certificates("this computer's CA")
     server = vault.current()
     rows = [("Vault", server.url, _state(server))]
-    versions = {path: server.find(f"secret/metadata/{path}") for path in components()}
+    versions = {path: server.find(f"secret/metadata/{path}") for path in known()}
     for secret in secrets.catalogue().values():
         found = versions[secret.path]
         made = _age(_time(found["data"]["updated_time"])) if found else "not made yet"

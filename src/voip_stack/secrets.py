@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import secrets
 import string
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from voip_stack import files, paths, settings
+from voip_stack import components, files, settings
+from voip_stack.components import Secret
 from voip_stack.errors import VoipError
 from voip_stack.inventory import Machine
 
-FILE = paths.INVENTORY / "group_vars" / "all" / "secrets.yml"
 CERTIFICATE_HOURS = 2160  # a daemon's certificate lives so long, whoever signs it
 _LENGTH = 32
 _ALPHABET = string.ascii_letters + string.digits
@@ -24,28 +20,14 @@ _ALPHABET = string.ascii_letters + string.digits
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
 
 
-@dataclass(frozen=True)
-class Secret:
-    """A secret and its place in Vault: the key `field` of `secret/<path>` (KV version 2)."""
-
-    name: str
-    path: str
-    field: str
-
-
-@functools.cache
-def _table() -> dict[str, Any]:
-    return dict(yaml.safe_load(FILE.read_text()))
-
-
 def catalogue() -> dict[str, Secret]:
-    """All secrets by name."""
-    return {name: Secret(name, **place) for name, place in _table()["voip_secrets"].items()}
+    """The secrets of all enabled components by name."""
+    return {secret.name: secret for component in components.enabled() for secret in component.secrets}
 
 
 def classes() -> dict[str, dict[str, Any]]:
     """What each class of machines may read: `secrets` by path, `certificates` by PKI role, the `domain` itself."""
-    return dict(_table()["voip_vault_classes"])
+    return components.classes(components.current())
 
 
 def by_agent(machine: Machine) -> bool:
@@ -56,9 +38,9 @@ def by_agent(machine: Machine) -> bool:
 def find(name: str) -> Secret:
     """The secret called `name`. Raises VoipError."""
     try:
-        return catalogue()[name]
+        return components.secrets(components.current())[name]
     except KeyError:
-        raise VoipError(f"there is no secret named {name!r}", f"the secrets are in {FILE}") from None
+        raise VoipError(f"there is no secret named {name!r}", "ansible/roles/*/component.yml name them") from None
 
 
 def generate() -> str:

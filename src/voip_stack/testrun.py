@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from voip_stack import files, inventory, packages, paths, settings, ui, vms
+from voip_stack import components, files, inventory, packages, paths, settings, ui, vms
 from voip_stack.errors import VoipError
 from voip_stack.host import current
 from voip_stack.roletest import proven, runner
@@ -142,7 +142,7 @@ def _made_ahead(log: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    roles = (c.role for c in inventory.load().components.values() if c.enabled)
+    roles = (c.name for c in components.enabled())
     names = ",".join(packages.needed_by(roles))
     builds = ["packages.build", f"--names={names}"] if names else []
     command = [sys.executable, "-m", "invoke", *builds, "images.build"]

@@ -156,8 +156,7 @@ def keys_dir() -> Path:
 
 def of(machine: Machine, token: str = "") -> Vault:
     """The Vault that our role sets up on `machine`."""
-    port = next(s.ports.start for s in inventory.load().services if s.name == "vault")
-    return Vault(machine.name, str(machine.internal), port, keys_dir() / "ca.pem", token)
+    return Vault(machine.name, str(machine.internal), inventory.load().port("vault"), keys_dir() / "ca.pem", token)
 
 
 def token_in(file: Path) -> str:
@@ -186,7 +185,6 @@ def current() -> Vault:
 def unseal_machine(machine: Machine, patience: float = 60) -> bool:
     """Unseal the Vault of `machine` if it has one whose keys we have: whether that was to do. Raises VaultError."""
     file = keys_dir() / f"{machine.name}.json"
-    component = inventory.load().components.get("vault")
-    if component is None or not component.enabled or component.group not in machine.groups or not file.exists():
+    if "vault_server" not in {c.name for c in inventory.load().components_of(machine)} or not file.exists():
         return False
     return of(machine).unseal(Keys.read(file), patience)

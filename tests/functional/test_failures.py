@@ -74,7 +74,7 @@ def test_a_call_goes_on_while_every_service_is_away_and_its_cdr_comes_later(
 ) -> None:
     caller, callee, another = phones
     infra = stack.group("infra")[0]
-    services = ["redis-server", *(["vault"] if stack.components["vault"].enabled else [])]
+    services = ["redis-server", *(["vault"] if stack.components["vault_server"].enabled else [])]
     before = len(probes.cdrs(caller.number, callee.number))
     with calls.Capture() as capture, callee.answer() as answering, caller.call(callee.number, seconds=300) as calling:
         calling.wait_for("answered")

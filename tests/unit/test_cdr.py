@@ -33,7 +33,7 @@ def test_who_writes_and_who_reads_a_cdr_mean_the_same_fields() -> None:
         node.value for node in spool.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COLUMNS"
     )
     assert eval(ast.unparse(columns)) == cdr.COLUMNS  # noqa: S307  # a sum of tuples, ours
-    table = (roles / "postgresql/templates/schema/cdr.sql").read_text().partition("CREATE TABLE IF NOT EXISTS cdr (")[2]
+    table = (roles / "cdr/files/database.sql").read_text().partition("CREATE TABLE IF NOT EXISTS cdr (")[2]
     assert set(re.findall(r'^  "?([a-z]+)"? ', table.partition("\n);")[0], re.MULTILINE)) == {"id", *cdr.COLUMNS}
 
 

@@ -1,9 +1,10 @@
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 
-from voip_stack import inventory, settings
+from voip_stack import components, inventory, settings
 from voip_stack.errors import InventoryError
 
 COMMON: dict[str, Any] = {
@@ -18,33 +19,14 @@ COMMON: dict[str, Any] = {
             "interface": "eth0",
         }
     },
-    "voip_components": {"kamailio": {"enabled": False, "group": "sip", "role": "kamailio", "unit": "kamailio.service"}},
-    "voip_services": [
-        {
-            "name": "ssh",
-            "group": "all",
-            "protocol": "tcp",
-            "ports": "22",
-            "network": "internal",
-            "sources": ["computer"],
-        },
-        {
-            "name": "sip",
-            "component": "kamailio",
-            "group": "sip",
-            "protocol": "udp",
-            "ports": "5060",
-            "network": "internal",
-        },
-    ],
     "voip_phones": {"first": "192.168.65.101", "last": "192.168.65.103"},
 }
-CONF = settings.parse("", {})
+EVERY = components.load(settings.parse("", {}))
 HOST = {"internal_address": "192.168.64.10", "memory_mib": 1024, "vcpus": 1, "disk_gib": 5}
 
 
 def test_macs_and_addresses_follow_from_the_inventory() -> None:
-    machine = inventory.parse({"sip-1": (["all", "sip"], HOST)}, COMMON, CONF).machines["sip-1"]
+    machine = inventory.parse({"sip-1": (["all", "sip"], HOST)}, COMMON, EVERY).machines["sip-1"]
     assert machine.macs == {"internal": "52:54:00:12:34:0a"}
     assert machine.groups == ("sip",)
     assert machine.external is None
@@ -62,12 +44,12 @@ def test_macs_and_addresses_follow_from_the_inventory() -> None:
 )
 def test_a_bad_host_entry_is_named(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InventoryError, match=words):
-        inventory.parse({"sip-1": (["sip"], HOST | change)}, COMMON, CONF)
+        inventory.parse({"sip-1": (["sip"], HOST | change)}, COMMON, EVERY)
 
 
 def test_two_machines_with_one_address_are_refused() -> None:
     with pytest.raises(InventoryError, match="sip-2 has the address 192.168.64.10 of sip-1"):
-        inventory.parse({"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST)}, COMMON, CONF)
+        inventory.parse({"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST)}, COMMON, EVERY)
 
 
 @pytest.mark.parametrize(
@@ -86,24 +68,26 @@ def test_a_phone_has_an_address_of_its_own_on_the_external_network(first: str, w
     }
     common["voip_phones"] = {"first": first, "last": first}
     with pytest.raises(InventoryError, match=words):
-        inventory.parse({"sip-1": (["sip"], HOST | {"external_address": "192.168.65.10"})}, common, CONF)
+        inventory.parse({"sip-1": (["sip"], HOST | {"external_address": "192.168.65.10"})}, common, EVERY)
 
 
 def test_a_machine_at_a_test_guests_address_is_refused() -> None:
     with pytest.raises(InventoryError, match="sip-1 has the address 192.168.64.203 of a guest of the roles' tests"):
-        inventory.parse({"sip-1": (["sip"], HOST | {"internal_address": "192.168.64.203"})}, COMMON, CONF)
+        inventory.parse({"sip-1": (["sip"], HOST | {"internal_address": "192.168.64.203"})}, COMMON, EVERY)
 
 
 def test_a_missing_key_is_named() -> None:
     common = copy.deepcopy(COMMON)
     del common["voip_networks"]["internal"]["subnet"]
     with pytest.raises(InventoryError, match="subnet"):
-        inventory.parse({"sip-1": (["sip"], HOST)}, common, CONF)
+        inventory.parse({"sip-1": (["sip"], HOST)}, common, EVERY)
 
 
 def test_the_services_of_a_disabled_component_do_not_count() -> None:
-    stack = inventory.parse({"sip-1": (["sip"], HOST)}, COMMON, CONF)
-    assert [s.name for s in stack.services_of(stack.machines["sip-1"], "internal")] == ["ssh"]
+    for enabled, names in ((True, ["ssh", "sip-udp", "sip-tcp"]), (False, ["ssh"])):
+        every = EVERY | {"kamailio": dataclasses.replace(EVERY["kamailio"], enabled=enabled)}
+        stack = inventory.parse({"sip-1": (["sip"], HOST)}, COMMON, every)
+        assert [s.name for s in stack.services_of(stack.machines["sip-1"], "internal")] == names
 
 
 def test_an_unknown_machine_is_answered_with_the_names_there_are() -> None:

@@ -48,6 +48,11 @@ def stale_after(repository: Path, file: str, old: str, new: str) -> set[str]:
         ("src/voip_stack/cdr.py", "import", "import ", set()),
         ("ansible/inventory/group_vars/all/infra.yml", "infra_name:", "infra_name: # ", {
             "asterisk", "cdr", "rtpengine", "kamailio", "vault_client"}),  # those that name it, or what names it
+        ("ansible/roles/redis/component.yml", "6379", "6380", {
+            "redis", "rtpengine", "kamailio", "network_config"}),  # who listens, who connects, and the firewall of both
+        ("ansible/roles/redis/component.yml", "away: a", "away: no", set()),
+        ("ansible/roles/cdr/component.yml", "connections: 5", "connections: 6", {
+            "postgresql", "asterisk", "cdr", "kamailio"}),  # who makes its database, also where it is a peer
         ("docs/cdr-event.schema.json", "{", "{ ", {"cdr", "postgresql"}),  # which their tests read
         ("ansible/inventory/hosts.yml", "2048", "3072", set()),
     ],

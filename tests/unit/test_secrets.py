@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from voip_stack import infra, inventory, paths, secrets, settings
+from voip_stack import infra, inventory, secrets, settings
 from voip_stack.errors import VoipError
 
 
@@ -59,18 +58,10 @@ def test_a_reference_needs_no_quoting_either() -> None:
         assert not set("\"'\\\n") & set(secrets.reference(name))
 
 
-def test_every_secret_has_a_place_of_its_own_and_a_variable() -> None:
-    places = [(s.path, s.field) for s in secrets.catalogue().values()]
-    assert len(set(places)) == len(places)
-    variables = yaml.safe_load((paths.INVENTORY / "group_vars/all/providers.yml").read_text())
-    for name in secrets.catalogue():
-        assert variables[name] == f"{{{{ lookup('voip_secret', '{name}') }}}}"
-
-
 def test_a_class_reads_what_its_components_need_and_nothing_else() -> None:
     stack = inventory.load()
     for name, allowed in secrets.classes().items():
-        roles = {c.role for c in stack.components.values() if c.group == name}
+        roles = {c.name for c in stack.components.values() if name in c.groups}
         assert set(allowed["secrets"]) == {s.path for s in secrets.catalogue().values() if s.path in roles}
         paths_ = re.findall(
             r'^path "(.*)"', infra.policy(name, "voip.local", {f"{name}-1": ["192.0.2.1"]}), re.MULTILINE

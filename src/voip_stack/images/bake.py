@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from voip_stack import inventory, packages, paths, secrets, settings
+import yaml
+
+from voip_stack import components, inputs, inventory, packages, paths, settings
 from voip_stack.errors import HostError
 from voip_stack.images import base, store
 from voip_stack.images.store import Image
@@ -18,9 +23,8 @@ PLAIN = "plain"  # the image without any role, with a second kernel: what Molecu
 PEERS = "peers"  # the same with the packages of what roles talk to, not configured: the other guests of a scenario
 PLAIN_GIB = 10
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
-# The host `peers` and its groups, besides the inventory of the stack.
+# The host `peers`, besides the inventory of the stack.
 PEERS_INVENTORY = paths.REPOSITORY / "molecule" / "shared" / "peers.yml"
-_PEERS_ROLES = ("postgresql", "redis", "rabbitmq", "rtpengine")
 
 # A second kernel, newer or older, as after an upgrade that waits for its reboot: what is built for a kernel (DKMS) is
 # built for each. Nobody boots it, so it needs no initrd. Where Debian has just one for clouds, it is a general one.
@@ -52,9 +56,19 @@ exec "$@"
 
 def roles_of(machine: inventory.Machine, stack: inventory.Inventory) -> list[str]:
     """The roles that the playbook applies to `machine`."""
-    own = [c.role for c in stack.components.values() if c.enabled and c.group in machine.groups]
-    client = ["vault_client"] if secrets.by_agent(machine) else []
-    return ["common", "network_config", *client, *own]
+    return [c.name for c in stack.components_of(machine)]
+
+
+def peers_roles() -> list[str]:
+    """The roles that the scenarios apply to their guests of the image PEERS."""
+
+    def found(node: Any) -> Iterator[str]:
+        for value in node.values() if isinstance(node, dict) else ():
+            is_peer = isinstance(value, dict) and (value.get("guest") or {}).get("image") == PEERS
+            yield from value["scenario_roles"] if is_peer else found(value)
+
+    files = sorted(PEERS_INVENTORY.parents[1].glob("*/hosts.yml"))
+    return sorted({role for file in files for role in found(yaml.safe_load(file.read_text()))})
 
 
 def packages_of(name: str) -> list[str]:
@@ -66,19 +80,25 @@ def packages_of(name: str) -> list[str]:
 
 
 def key(name: str) -> str:
-    """What the image of machine `name` depends on: base, roles, inventory, playbook, our own packages."""
+    """What the image of machine `name` depends on: base, roles, what they are told of it, playbook, our own packages.
+
+    Of other machines it knows nothing for good: provisioning writes who they are.
+    """
     if name == PLAIN:
         return store.digest("plain with lists", base.key(), PLAIN_GIB, _ANOTHER_KERNEL)
     if name == PEERS:
-        parts = [paths.ANSIBLE / "roles" / r / p for r in _PEERS_ROLES for p in ("tasks/install.yml", "vars/main.yml")]
+        parts = [paths.ANSIBLE / "roles" / r / p for r in peers_roles() for p in ("tasks/install.yml", "vars/main.yml")]
         return store.digest("peers", base.key(), PLAIN_GIB, PEERS_INVENTORY, *parts, settings.load().package_proxy_port)
     stack = inventory.load()
     machine = stack.machine(name)
     roles = [paths.ANSIBLE / "roles" / role for role in roles_of(machine, stack)]
+    text = "\n".join(f.read_text(errors="replace") for role in roles for f in role.rglob("*") if f.is_file())
+    variables = inputs.known(paths.ANSIBLE, stack.components, [machine.groups])
     own = [packages.key(p) for p in packages_of(name)]
     conf = settings.load()
     local = (conf.package_proxy_port, conf.advertised_address, conf.secrets)
-    return store.digest(name, base.key(), machine.disk_gib, paths.INVENTORY, PLAYBOOK, *roles, own, local)
+    told = (sorted(inputs.named(text, variables).items()), sorted(machine.addresses.items()), roles_of(machine, stack))
+    return store.digest(name, base.key(), machine.disk_gib, PLAYBOOK, *roles, told, own, local)
 
 
 def current_keys() -> set[str]:
@@ -120,7 +140,10 @@ def ensure(name: str) -> Image:
         gib = PLAIN_GIB
         if name == PEERS:
             inventories = (paths.INVENTORY / "hosts.yml", PEERS_INVENTORY)
-            _bake(name, work, log, *(f"--inventory={i}" for i in inventories), "--tags=install")
+            # Whatever the settings are: the roles of a scenario don't depend on them.
+            roles = dict.fromkeys(components.STAGES, ()) | {"machine": ("common",), "services": peers_roles()}
+            chosen = "--extra-vars=" + json.dumps({"voip_roles": roles})
+            _bake(name, work, log, *(f"--inventory={i}" for i in inventories), "--tags=install", chosen)
         elif name == PLAIN:
             # apt unpacks its lists for a minute in an emulated guest; with these it has only to look for newer ones.
             by = ["--option", f"Acquire::http::Proxy={proxy}", "--option", "Acquire::Languages=none"]

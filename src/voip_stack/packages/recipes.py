@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from voip_stack import components
 from voip_stack.errors import PackageError
 
 SUITE = "trixie"  # what the packages are for, and built in
@@ -34,7 +35,6 @@ class Recipe:
     keep: tuple[str, ...]  # the binary packages to serve, the rest is left behind; empty: all, but for debug symbols
     phases: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...] = ()
-    roles: tuple[str, ...] = ()  # that install it, when not the one of its name
     source: bool = False  # whether the folder of its name beside this file is put at /build/source
 
     @property
@@ -120,7 +120,7 @@ def source_tree(name: str) -> Recipe:
     )
 
 
-def go_module(name: str, version: str, go: str, tags: str, roles: tuple[str, ...], description: str) -> Recipe:
+def go_module(name: str, version: str, go: str, tags: str, description: str) -> Recipe:
     """The program of a Go module, linked statically: `main.go` beside its go.mod and go.sum, which pin every module.
 
     `go` is the compiler of Debian's backports to build it with, `tags` are the program's own build tags.
@@ -163,7 +163,6 @@ def go_module(name: str, version: str, go: str, tags: str, roles: tuple[str, ...
             ("GOGC", "400"),
             ("GOMEMLIMIT", "2GiB"),
         ),
-        roles=roles,
         source=True,
     )
 
@@ -183,7 +182,6 @@ RECIPES = {
             version="1.21.1",  # as go.mod has it
             go="1.26",
             tags="minimal",  # only what is its own: kv, AppRole, PKI, transit; raft and inmem storage
-            roles=("vault_server", "vault_client"),
             description="HashiCorp Vault, secrets and certificates (Business Source License 1.1)",
         ),
     )
@@ -215,5 +213,7 @@ def decided(name: str) -> str:
 
 
 def needed_by(roles: Iterable[str]) -> list[str]:
-    """The packages of our own building that `roles` install."""
-    return [r.name for r in RECIPES.values() if set(r.roles or (r.name,)) & set(roles)]
+    """The packages of our own building that `roles` install. Raises PackageError for one that has no recipe."""
+    every = components.current()
+    wanted = {name for role in roles if role in every for name in every[role].packages}
+    return [find(name).name for name in sorted(wanted)]

@@ -1,8 +1,8 @@
 """Evidence of green scenarios: `molecule/proven.yml`, a line for each with the digest of what it depends on.
 
 The runner writes a line after a green run on a clean tree. A scenario whose digest is another today is stale. What
-counts: the roles that it applies, the scenario, what all scenarios share, the inventory's variables that these name,
-and the locked versions. The library counts for two small scenarios alone (scenario_library).
+counts: the roles that it applies, the scenario, what all scenarios share, the variables of inventory and components
+that these name, and the locked versions. The library counts for two small scenarios alone (scenario_library).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from voip_stack import files, packages, paths
+from voip_stack import components, files, inputs, packages, paths, settings
 from voip_stack.errors import VoipError
 from voip_stack.images.store import digest
 from voip_stack.roletest import scenarios
@@ -160,15 +160,18 @@ def digest_of(scenario: str, repository: Path = paths.REPOSITORY) -> str:
         wanted += ["libvirt", *(f"src/voip_stack/{part}" for part in _LIBRARY)]
     files = [file for path in wanted for file in _files(repository / path)]
     texts = {str(file.relative_to(repository)): file.read_bytes() for file in files}
-    variables = _named(b"\n".join(texts.values()).decode(errors="replace"), repository)
+    every = components.load(settings.parse("", {}), repository / "ansible")  # never by the user's own settings
+    variables = inputs.known(repository / "ansible", every, scenarios.groups(scenario).values())
+    told_of = inputs.named(b"\n".join(texts.values()).decode(errors="replace"), variables)
     recipes = [packages.decided(name) for name in packages.needed_by(roles)]
-    return digest(sorted(texts.items()), sorted(variables.items()), recipes, _versions(repository))
+    return digest(sorted(texts.items()), sorted(told_of.items()), recipes, _versions(repository))
 
 
 def _files(path: Path) -> list[Path]:
     """The files below `path` that can change what a scenario does."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    left_out = ("README.md", "mutants.yml")
+    # A descriptor counts by the variables that follow from it, where they are named.
+    left_out = ("README.md", "mutants.yml", "component.yml")
     return [f for f in found if f.is_file() and not f.is_symlink() and f.suffix != ".pyc" and f.name not in left_out]
 
 
@@ -199,24 +202,6 @@ def _included(directory: Path) -> set[str]:
 
     files = (file for part in ("tasks", "handlers", "meta") for file in directory.glob(f"{part}/**/*.yml"))
     return {name for file in files for name in names(yaml.safe_load(file.read_text()))}
-
-
-def _inventory(repository: Path) -> dict[str, str]:
-    """The variables that all hosts have, as text."""
-    found: dict[str, Any] = {}
-    for file in sorted((repository / "ansible/inventory/group_vars").rglob("*.yml")):
-        found |= yaml.safe_load(file.read_text()) or {}
-    return {name: yaml.safe_dump(value) for name, value in found.items()}
-
-
-def _named(text: str, repository: Path) -> dict[str, str]:
-    """Those of the inventory's variables that `text` names, and those that their values name."""
-    everything = _inventory(repository)
-    found: dict[str, str] = {}
-    while more := (everything.keys() & re.findall(r"\w+", text)) - found.keys():
-        found |= {name: everything[name] for name in more}
-        text = "\n".join(everything[name] for name in more)
-    return found
 
 
 def _versions(repository: Path) -> list[str]:

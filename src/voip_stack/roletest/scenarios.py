@@ -37,6 +37,20 @@ def hosts(group: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def groups(scenario: str) -> dict[str, set[str]]:
+    """The groups of each host of `scenario`."""
+    found: dict[str, set[str]] = {}
+
+    def walk(group: dict[str, Any], above: set[str]) -> None:
+        for host in group.get("hosts") or {}:
+            found.setdefault(host, set()).update(above)
+        for name, child in (group.get("children") or {}).items():
+            walk(child or {}, above | {name})
+
+    walk(yaml.safe_load((SCENARIOS / scenario / "hosts.yml").read_text())["all"], set())
+    return found
+
+
 def wanted(file: Path) -> list[Wanted]:
     """The guests that the inventory `file` asks for. Raises InventoryError naming the host and the key."""
     found = []

@@ -6,7 +6,7 @@ from invoke.tasks import task
 from voip_stack import rotation, ui
 
 
-@task(help={"component": "kamailio, asterisk, cdr, rtpengine, cdr-reader, or all"})
+@task(help={"component": "a component that has secrets (secrets.status lists them), or all"})
 def rotate(_c: Context, component: str) -> None:
     """Give a component new secrets while the stack runs: calls go on, and the old ones are worth nothing."""
     rotation.rotate(component, ui.say)
