@@ -176,6 +176,13 @@ def _check_addresses(networks: dict[str, Network], machines: dict[str, Machine],
         if address in taken:
             raise InventoryError(f"{name} has the address {address} of {taken[address]}", f"see {paths.INVENTORY}")
         taken[address] = name
+    # MACs, and RTPEngines' databases in Redis, are numbered by it; in a /24 it is an address's own.
+    owners: dict[int, str] = {}
+    for m in machines.values():
+        if (other := owners.setdefault(int(m.internal) & 0xFF, m.name)) != m.name:
+            raise InventoryError(
+                f"the last byte of {m.name}'s internal_address {m.internal} is {other}'s", f"see {paths.INVENTORY}"
+            )
 
 
 def _services(every: components.Components) -> Iterator[Service]:

@@ -52,6 +52,16 @@ def test_two_machines_with_one_address_are_refused() -> None:
         inventory.parse({"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST)}, COMMON, EVERY)
 
 
+def test_two_machines_with_one_last_byte_are_refused() -> None:
+    """In a network wider than a /24: they would have one MAC, and RTPEngines one database in Redis."""
+    common = copy.deepcopy(COMMON)
+    common["voip_networks"]["internal"]["subnet"] = "192.168.0.0/16"
+    with pytest.raises(InventoryError, match=r"last byte of sip-2's internal_address 192.168.66.10 is sip-1's"):
+        inventory.parse(
+            {"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST | {"internal_address": "192.168.66.10"})}, common, CONF
+        )
+
+
 @pytest.mark.parametrize(
     ("first", "words"),
     [
