@@ -6,6 +6,7 @@ Tests of calls run side by side in several workers, each with numbers and phone 
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -65,11 +66,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def ssh(stack: inventory.Inventory) -> Ssh:
-    """ssh(machine, *command): the output of a command, run as root there."""
+    """ssh(where, *command): the output of a command, run as root on a machine, or on each of a group at once."""
 
-    def run(machine: str, *command: str, check: bool = True) -> str:
-        assert machine in stack.machines
-        return vms.ssh.run(machine, *command, sudo=True, check=check, timeout=120).stdout
+    def run(where: str, *command: str, check: bool = True) -> str:
+        def on(machine: inventory.Machine) -> str:
+            return vms.ssh.run(machine.name, *command, sudo=True, check=check, timeout=120).stdout
+
+        chosen = stack.select([where])
+        with concurrent.futures.ThreadPoolExecutor(len(chosen)) as pool:
+            return "".join(pool.map(on, chosen))
 
     return run
 

@@ -11,14 +11,15 @@ from itertools import pairwise
 import pytest
 
 from voip_stack import calls, inventory, paths, rotation, secrets, settings, vault, vms
+from voip_stack.calls import probes
 from voip_stack.calls.phone import Phone
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
 
-FILES = {
-    "sip-1": ("/etc/kamailio/secrets.cfg",),
-    "media-1": ("/etc/rtpengine/secrets.env",),
-    "pbx-1": ("/etc/asterisk/secret_manager.conf", "/etc/cdr/publisher/rabbitmq"),
+FILES = {  # on each machine of a group
+    "sip": ("/etc/kamailio/secrets.cfg",),
+    "media": ("/etc/rtpengine/secrets.env",),
+    "pbx": ("/etc/asterisk/secret_manager.conf", "/etc/cdr/publisher/rabbitmq"),
 }
 # Who of PostgreSQL, RabbitMQ and Redis lets in with the passwords on standard input, one a line.
 LOG_IN = """
@@ -51,12 +52,12 @@ for server in servers:
     if globals()[server](input()):
         print(server)
 """
-SERVERS = {  # by the machine that they let in
-    "pbx-1": {
+SERVERS = {  # by the group of the machines that they let in
+    "pbx": {
         "postgresql": "postgresql_password_cdr",
         "rabbitmq": "rabbitmq_password_cdr_reader",
     },
-    "media-1": {"redis": "redis_password_rtpengine"},
+    "media": {"redis": "redis_password_rtpengine"},
 }
 # Seconds between the ends of two calls of 2 s, tried one after the other: an emulated proxy, or RTPEngine, restarts.
 NO_NEW_CALL = 60
@@ -70,25 +71,27 @@ pytestmark = [
 
 @pytest.mark.takes(40)
 def test_a_file_that_was_removed_comes_back_from_vault(ssh: Callable[..., str]) -> None:
-    def back(machine: str) -> bool:
-        return len(ssh(machine, "ls", *FILES[machine], check=False).split()) == len(FILES[machine])
+    def back(group: str) -> bool:
+        there = ssh(group, "ls", *FILES[group], check=False).split()
+        return len(there) == len(FILES[group]) * len(probes.machines(group))
 
-    before = {machine: ssh(machine, "cat", *files) for machine, files in FILES.items()}
-    for machine, files in FILES.items():
-        ssh(machine, "rm", *files)
-    for machine, files in FILES.items():
-        assert Deadline(90).until(partial(back, machine), every=2), f"{files} on {machine} did not come back"
-    assert {machine: ssh(machine, "cat", *files) for machine, files in FILES.items()} == before
+    before = {group: ssh(group, "cat", *files) for group, files in FILES.items()}
+    for group, files in FILES.items():
+        ssh(group, "rm", *files)
+    for group, files in FILES.items():
+        assert Deadline(90).until(partial(back, group), every=2), f"{files} in {group} did not come back"
+    assert {group: ssh(group, "cat", *files) for group, files in FILES.items()} == before
 
 
 def let_in(values: dict[str, str]) -> list[str]:
-    """The servers that let in who has these secrets."""
+    """The servers that let in who has these secrets, each as often as it has machines that log in."""
     address = str(inventory.load().group("infra")[0].internal)
     found = []
-    for machine, servers in SERVERS.items():
+    for group, servers in SERVERS.items():
         passwords = "".join(f"{values[name]}\n" for name in servers.values())
         command = "python3", "-c", LOG_IN, address, *servers
-        found += vms.ssh.run(machine, *command, input=passwords, check=True, timeout=120).stdout.split()
+        for machine in probes.machines(group):
+            found += vms.ssh.run(machine, *command, input=passwords, check=True, timeout=120).stdout.split()
     return found
 
 
@@ -130,17 +133,17 @@ def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhi
             record_property("longest time between two calls' ends", f"{longest:.0f} s")
             assert longest < NO_NEW_CALL
             # A new call that the proxy's restart cut in two may be left at the PBX; the ten are older.
-            channels = ssh("pbx-1", "asterisk", "-rx", "core show channels concise").splitlines()
+            channels = ssh("pbx", "asterisk", "-rx", "core show channels concise").splitlines()
             assert sum(int(channel.split("!")[_DURATION]) >= took for channel in channels if channel) == 9 + 2
         finally:
-            ssh("pbx-1", "asterisk", "-rx", "channel request hangup all")
+            ssh("pbx", "asterisk", "-rx", "channel request hangup all")
         for leg in (calling, answering, others):
             leg.finish()
     for speaker, listener in ((caller, callee), (callee, caller)):
         assert capture.level_of(listener, speaker.tone_hz) > -20
     new = {name: secrets.get(name) for name in secrets.catalogue()}
     assert not set(old.values()) & set(new.values())
-    assert let_in(new) == [server for servers in SERVERS.values() for server in servers]
+    assert let_in(new) == [s for group, servers in SERVERS.items() for _ in probes.machines(group) for s in servers]
     assert let_in(old) == []
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from voip_stack import calls, images, inventory, lab, packages, paths, provision, vault, vms
+from voip_stack.calls import probes
 from voip_stack.inventory import Machine
 from voip_stack.roletest import scenarios, slots
 
@@ -179,7 +180,7 @@ def test_calls_complete_with_it_and_without_infra_1(
         record_property("from infra-1 to a devstack-core", f"{time.monotonic() - begin:.0f} s")
         double.succeed("calls.verify", timeout=300)
         double.succeed("status")
-        files = vms.ssh.run("sip-1", "cat", "/etc/kamailio/secrets.cfg", sudo=True).stdout
+        files = vms.ssh.run(probes.machines("sip")[0], "cat", "/etc/kamailio/secrets.cfg", sudo=True).stdout
         assert double.vault.kv("kamailio")["db_password"] in files
         double.succeed("secrets.rotate", "cdr", timeout=600)
         double.succeed("calls.verify", timeout=300)

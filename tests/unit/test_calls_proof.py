@@ -31,8 +31,8 @@ local inet4 192.168.65.20:10001
     stats:                    0 bytes,                    0 packets,                    0 errors
 nftables rule: yes
 """
-KERNEL = Forwarding(streams=4, kernel_rate=199.0, userspace_rate=1.0, targets=4, rule=True)
-USERSPACE = Forwarding(streams=0, kernel_rate=0.0, userspace_rate=199.0, targets=0, rule=False)
+KERNEL = Forwarding(("media-1",), streams=4, kernel_rate=199.0, userspace_rate=1.0, targets=4, rule=True)
+USERSPACE = Forwarding(("media-1",), streams=0, kernel_rate=0.0, userspace_rate=199.0, targets=0, rule=False)
 HEARD = proof.Direction("phone A -> phone B", 440, 440.1, -10.2, 1.0, 600, 598, 2, 3.0)
 
 
@@ -44,6 +44,7 @@ def result(**changes: Any) -> proof.Result:
         setup=1.5,
         duration=12.0,
         directions=(HEARD, replace(HEARD, name="phone B -> phone A", sent_hz=1020, heard_hz=1020.0)),
+        pbx="pbx-1",
         forwarding=KERNEL,
         left={},
         records=(Cdr("2998", "2999", "ANSWERED", 13, 12),),
@@ -61,8 +62,8 @@ def test_metrics_are_read_and_a_missing_one_is_named() -> None:
 
 def test_rates_are_those_of_the_calls_end() -> None:
     # Three seconds in user space, then the kernel takes over.
-    samples = [Metrics(t, 2, 4 if t > 4 else 0, max(0, t - 3) * 200, min(t, 3) * 200) for t in range(13)]
-    assert probes.forwarding(samples, MODULE, window=5.0) == Forwarding(4, 200.0, 0.0, 1, True)
+    samples = [{"a": Metrics(t, 2, 4 if t > 4 else 0, max(0, t - 3) * 200, min(t, 3) * 200)} for t in range(13)]
+    assert probes.forwarding(samples, {"a": MODULE}, ["a"], window=5.0) == Forwarding(("a",), 4, 200.0, 0.0, 1, True)
 
 
 def test_a_good_call_has_no_fault() -> None:
@@ -72,7 +73,9 @@ def test_a_good_call_has_no_fault() -> None:
 def test_forwarding_in_user_space_is_a_fault() -> None:
     (fault,) = proof.faults(result(forwarding=USERSPACE))
     assert fault.startswith("media is not forwarded in the kernel (4 streams and 200 packets/s belong into the kernel)")
-    assert fault.endswith("kernel: 0 streams, 0 packets/s, 0 targets, no nftables rule; user space: 199 packets/s")
+    assert fault.endswith(
+        "media-1: kernel: 0 streams, 0 packets/s, 0 targets, no nftables rule; user space: 199 packets/s"
+    )
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_metrics_that_come_late_are_told_from_those_that_do_not_come(monkeypatch
 
         monkeypatch.setattr(lab, "current", Lab)
         with pytest.raises(CallError) as caught:
-            probes.metrics()
+            probes.metrics("media-1")
         assert caught.type is raised
 
 

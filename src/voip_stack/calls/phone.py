@@ -14,14 +14,16 @@ from voip_stack.inventory import Address
 TONES_HZ = (440, 1020, 1570)
 
 
-def proxy_address() -> Address:
-    """Where phones outside find the SIP proxy. Raises InventoryError."""
-    for machine in inventory.load().group("sip"):
-        if machine.external:
-            return machine.external
-    raise InventoryError(
-        "no machine of the group sip has an external_address", "add one in ansible/inventory/hosts.yml"
-    )
+def proxy_address(name: str = "") -> Address:
+    """Where phones outside find the SIP proxy `name`, the first when empty. Raises InventoryError."""
+    proxies = {m.name: m.external for m in inventory.load().group("sip") if m.external}
+    if not proxies:
+        raise InventoryError(
+            "no machine of the group sip has an external_address", "add one in ansible/inventory/hosts.yml"
+        )
+    if name and name not in proxies:
+        raise InventoryError(f"{name} is no SIP proxy that phones reach", f"name one of: {', '.join(proxies)}")
+    return proxies[name or next(iter(proxies))]
 
 
 def traces() -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from voip_stack import database, inventory, vms
 from voip_stack.calls.sipp import Leg
@@ -14,7 +16,11 @@ from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError, InventoryError, VmError, VoipError
 from voip_stack.lab import http_client
 
+Held = Mapping[tuple[str, str], int]  # what calls take up, by machine and kind
 _EVERY = 0.5
+_SESSIONS = "RTPEngine sessions"
+_Key = TypeVar("_Key")
+_Found = TypeVar("_Found")
 
 
 def _ssh(machine: str, script: str) -> str:
@@ -27,12 +33,18 @@ def _ssh(machine: str, script: str) -> str:
     return done.stdout + done.stderr
 
 
-def the(group: str) -> str:
-    """The machine of `group` on which our calls go. Raises InventoryError."""
-    machines = inventory.load().group(group)
-    if not machines:
+def machines(group: str) -> list[str]:
+    """The machines of `group`, on any of which a call may be. Raises InventoryError when there is none."""
+    found = inventory.load().group(group)
+    if not found:
         raise InventoryError(f"no machine is in the group {group}", "add one in ansible/inventory/hosts.yml")
-    return machines[0].name
+    return [m.name for m in found]
+
+
+def _at_once(looks: Mapping[_Key, Callable[[], _Found]]) -> dict[_Key, _Found]:
+    """What all `looks` find, which take no longer together than the slowest of them."""
+    with concurrent.futures.ThreadPoolExecutor(len(looks)) as pool:
+        return dict(zip(looks, pool.map(lambda look: look(), looks.values()), strict=True))
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,12 @@ class SilentError(CallError):
     """No answer in time."""
 
 
-def metrics() -> Metrics:
-    """RTPEngine's counters now. Raises CallError when it does not answer, SilentError when it takes more than 10 s."""
-    machine = inventory.load().machine(the("media"))
+def metrics(name: str) -> Metrics:
+    """The counters of RTPEngine on machine `name` now.
+
+    Raises CallError when it does not answer, SilentError when it takes more than 10 s.
+    """
+    machine = inventory.load().machine(name)
     service = next(s for s in inventory.load().services_of(machine, "internal") if s.name == "rtpengine-http")
     try:
         answer = http_client.ask(str(machine.internal), service.ports[0], "/metrics", timeout=10)
@@ -82,20 +97,26 @@ def metrics() -> Metrics:
         ) from None
 
 
+def all_metrics() -> dict[str, Metrics]:
+    """The counters of every RTPEngine now, by machine. Raises CallError like metrics()."""
+    return _at_once({name: partial(metrics, name) for name in machines("media")})
+
+
 @dataclass(frozen=True)
 class Forwarding:
     """How media was forwarded during a call. Rates in packets per second, over the last seconds of the call."""
 
+    machines: tuple[str, ...]  # whose RTPEngines had the call's sessions; the figures are of all of them together
     streams: int  # forwarded by the kernel alone, at best
     kernel_rate: float
     userspace_rate: float
     targets: int  # entries of the kernel module's table that packets went through
-    rule: bool  # RTPEngine's nftables rule is in place
+    rule: bool  # RTPEngine's nftables rule is in place on each
 
     def __str__(self) -> str:
         rule = "nftables rule" if self.rule else "no nftables rule"
         kernel = f"{self.streams} streams, {self.kernel_rate:.0f} packets/s, {self.targets} targets, {rule}"
-        return f"kernel: {kernel}; user space: {self.userspace_rate:.0f} packets/s"
+        return f"{', '.join(self.machines)}: kernel: {kernel}; user space: {self.userspace_rate:.0f} packets/s"
 
     def fault(self, streams: int, packet_rate: float) -> str | None:
         """What contradicts `streams` RTP streams of `packet_rate` each in the kernel; None when nothing does."""
@@ -119,34 +140,59 @@ fi
 """
 
 
-def watch(leg: Leg, module_after: float, window: float = 5.0) -> Forwarding:
+def watch(leg: Leg, before: Held, module_after: float, window: float = 5.0) -> Forwarding:
     """Watch RTPEngine until `leg` has ended; rates are those of the last `window` seconds.
 
-    The kernel module's table is read `module_after` seconds from now. Raises CallError when media-1 does not answer.
+    Of several, those count that have more sessions than `before` the call: its two sessions may be on two of them. The
+    kernel modules' tables are read `module_after` seconds from now. Raises CallError when an RTPEngine does not answer.
     """
     start = Deadline(module_after)
-    samples: list[Metrics] = []
-    module: concurrent.futures.Future[str] | None = None
+    samples: list[dict[str, Metrics]] = []
+    looks = {name: partial(_ssh, name, _MODULE) for name in machines("media")}
+    module: concurrent.futures.Future[dict[str, str]] | None = None
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         while leg.returncode is None:
-            samples.append(metrics())
+            samples.append(all_metrics())
             if module is None and start.is_due:
-                module = pool.submit(_ssh, the("media"), _MODULE)
+                module = pool.submit(_at_once, looks)
             time.sleep(_EVERY)
-    return forwarding(samples, module.result() if module else "", window)
+    grown = {n for sample in samples for n, now in sample.items() if now.sessions > before.get((n, _SESSIONS), 0)}
+    # Where none has grown, as other calls ended meanwhile, all count.
+    names = [name for name in looks if name in grown] or list(looks)
+    return forwarding(samples, module.result() if module else {}, names, window)
 
 
-def forwarding(samples: Sequence[Metrics], module: str, window: float) -> Forwarding:
-    """Forwarding from samples of a call (the last `window` seconds for the rates) and from what the module lists."""
-    end = samples[-1] if samples else Metrics(0, 0, 0, 0, 0)
-    recent = [s for s in samples if s.at >= end.at - window] or [end]
+def forwarding(
+    samples: Sequence[Mapping[str, Metrics]], modules: Mapping[str, str], names: Sequence[str], window: float
+) -> Forwarding:
+    """Forwarding on the machines `names`, from samples of a call and from what the kernel modules list, by machine.
+
+    The rates are those of the last `window` seconds.
+    """
+    sums = [_sum([sample[name] for name in names]) for sample in samples]
+    end = sums[-1] if sums else Metrics(0, 0, 0, 0, 0)
+    recent = [s for s in sums if s.at >= end.at - window] or [end]
     seconds = max(end.at - recent[0].at, 0.001)
+    listed = [modules.get(name, "") for name in names]
+    packets = re.findall(r"^\s+stats: .*?(\d+) packets", "\n".join(listed), re.MULTILINE)
     return Forwarding(
-        streams=max((s.kernel_streams for s in samples), default=0),
+        machines=tuple(names),
+        streams=max((s.kernel_streams for s in sums), default=0),
         kernel_rate=(end.kernel_packets - recent[0].kernel_packets) / seconds,
         userspace_rate=(end.userspace_packets - recent[0].userspace_packets) / seconds,
-        targets=len([n for n in re.findall(r"^\s+stats: .*?(\d+) packets", module, re.MULTILINE) if int(n) > 0]),
-        rule="nftables rule: yes" in module,
+        targets=len([n for n in packets if int(n) > 0]),
+        rule=all("nftables rule: yes" in text for text in listed),
+    )
+
+
+def _sum(parts: Sequence[Metrics]) -> Metrics:
+    """The counters of several RTPEngines, asked at the same time."""
+    return Metrics(
+        max(p.at for p in parts),
+        sum(p.sessions for p in parts),
+        sum(p.kernel_streams for p in parts),
+        sum(p.kernel_packets for p in parts),
+        sum(p.userspace_packets for p in parts),
     )
 
 
@@ -185,18 +231,19 @@ def held() -> dict[tuple[str, str], int]:
             raise CallError(f"{machine}: {command} says: {' '.join(text.split())}", "./voip provision")
         return int(found.group(1))
 
-    looks = {
-        (the("sip"), "dialogs"): lambda: number(the("sip"), "kamcmd dlg.stats_active", r"\ball: (\d+)"),
-        (the("media"), "RTPEngine sessions"): lambda: metrics().sessions,
-        (the("pbx"), "channels"): lambda: number(
-            the("pbx"), "asterisk -rx 'core show channels count'", r"(\d+) active channels?"
-        ),
-    }
-    with concurrent.futures.ThreadPoolExecutor(len(looks)) as pool:
-        return dict(zip(looks, pool.map(lambda look: look(), looks.values()), strict=True))
+    def sessions(machine: str) -> int:
+        return metrics(machine).sessions
+
+    dialogs = ("kamcmd dlg.stats_active", r"\ball: (\d+)")
+    channels = ("asterisk -rx 'core show channels count'", r"(\d+) active channels?")
+    looks: dict[tuple[str, str], Callable[[], int]] = {}
+    looks |= {(name, "dialogs"): partial(number, name, *dialogs) for name in machines("sip")}
+    looks |= {(name, _SESSIONS): partial(sessions, name) for name in machines("media")}
+    looks |= {(name, "channels"): partial(number, name, *channels) for name in machines("pbx")}
+    return _at_once(looks)
 
 
-def released(timeout: float = 15, before: Mapping[tuple[str, str], int] | None = None) -> dict[str, str]:
+def released(timeout: float = 15, before: Held | None = None) -> dict[str, str]:
     """What calls still take up after `timeout` seconds at most, by machine; what was held `before` is left aside.
 
     Raises CallError when a daemon does not say.

@@ -14,7 +14,7 @@ from pathlib import Path
 from voip_stack import inventory, settings, subscribers, ui, vms
 from voip_stack.calls import audio, ladder, probes
 from voip_stack.calls.capture import PCMA, Capture, Recording, Sip, Stream
-from voip_stack.calls.phone import TONES_HZ, Phone, traces
+from voip_stack.calls.phone import TONES_HZ, Phone, proxy_address, traces
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
 
@@ -69,6 +69,7 @@ class Result:
     setup: float
     duration: float
     directions: tuple[Direction, ...]
+    pbx: str  # the machine that carried it; all that could have when none did
     forwarding: probes.Forwarding
     left: dict[str, str]  # what BYE did not release, by machine
     records: tuple[probes.Cdr, ...]
@@ -76,23 +77,29 @@ class Result:
     capture: Path
 
 
-def columns(caller: Phone, callee: Phone) -> dict[str, str]:
-    """The ladder's columns: address to name."""
-    machines = [*inventory.load().group("sip"), *inventory.load().group("pbx")]
-    names = {str(address): machine.name for machine in machines for address in machine.addresses.values()}
+def columns(recording: Recording, caller: Phone, callee: Phone) -> dict[str, str]:
+    """The ladder's columns: address to name. Of proxies and PBXs, those that took part; the first when none did."""
+    seen = {address for m in ladder.visible(recording.messages) for address in (m.source, m.destination)}
+    names: dict[str, str] = {}
+    for group in ("sip", "pbx"):
+        known = inventory.load().group(group)
+        took_part = [m for m in known if seen.intersection(map(str, m.addresses.values()))]
+        names |= {str(a): m.name for m in took_part or known[:1] for a in m.addresses.values()}
     return {str(caller.address): NAMES[0], **names, str(callee.address): NAMES[1]}
 
 
-def verify() -> Result:
-    """Let one phone outside call another through proxy, PBX and RTPEngine, and check everything there is to check.
+def verify(proxy: str = "") -> Result:
+    """Let one phone outside call another through `proxy`, PBX and RTPEngine, and check everything there is to check.
 
-    Raises VmError and HostError before the call, CallError with the ladder when something about it is wrong.
+    `proxy` is a machine of the inventory, the first proxy when empty. Raises InventoryError, VmError and HostError
+    before the call, CallError with the ladder when something about it is wrong.
     """
+    outside = proxy_address(proxy)
     stack = inventory.load()
     vms.require_running(list(stack.machines.values()))
     directory = _directory()
     caller, callee = (
-        Phone(number, _account(number), address, tone_hz=tone, name=name, traces=directory)
+        Phone(number, _account(number), address, tone_hz=tone, name=name, traces=directory, proxy=outside)
         for number, name, address, tone in zip((CALLER, CALLEE), NAMES, stack.phones, TONES_HZ, strict=False)
     )
     held = probes.held()  # by other calls
@@ -100,19 +107,19 @@ def verify() -> Result:
         try:
             before = len(probes.cdrs(CALLER, CALLEE))
             with _registered(caller, callee):
-                forwarding = _call(caller, callee)
+                forwarding = _call(caller, callee, held)
             left = probes.released(before=held)
             records = _records(before)
         except CallError as error:
             capture.stop()
             recording = capture.recording()
             drawn = draw(recording, caller, callee)
-            message = ladder.blame(recording, columns(caller, callee)) or error.message
+            message = ladder.blame(recording, columns(recording, caller, callee)) or error.message
             raise CallError(message, _hint(capture.file, error.hint), f"{drawn}\n\n{error.details}") from error
     recording = capture.recording()
     result = measure(recording, caller, callee, forwarding, left, records, capture.file)
     wrong = faults(result)
-    if blamed := ladder.blame(recording, columns(caller, callee)):
+    if blamed := ladder.blame(recording, columns(recording, caller, callee)):
         wrong.insert(0, blamed)
     if wrong:
         others = "".join(f"\nalso: {fault}" for fault in wrong[1:])
@@ -143,6 +150,7 @@ def measure(
             _direction("phone A -> phone B", caller, callee, recording, answer, bye),
             _direction("phone B -> phone A", callee, caller, recording, answer, bye),
         ),
+        pbx=_pbx(recording),
         forwarding=forwarding,
         left=left,
         records=tuple(records),
@@ -156,13 +164,12 @@ def faults(result: Result) -> list[str]:
     found = [d.fault() for d in result.directions]
     found.append(result.forwarding.fault(_STREAMS, _PACKET_RATE))
     found += [f"{machine}: not released after BYE: {what}" for machine, what in result.left.items()]
-    pbx = probes.the("pbx")
     if len(result.records) != 1:
-        found.append(f"{pbx}: {len(result.records)} CDRs of this call in the database, not 1")
+        found.append(f"{result.pbx}: {len(result.records)} CDRs of this call in the database, not 1")
     for record in result.records[:1]:
         if record.disposition != "ANSWERED" or abs(record.billsec - result.duration) > _BILLSEC_TOLERANCE:
             what = f"{record.disposition}, {record.billsec} s"
-            found.append(f"{pbx}: the CDR says {what}; the call was answered for {result.duration:.1f} s")
+            found.append(f"{result.pbx}: the CDR says {what}; the call was answered for {result.duration:.1f} s")
     return [fault for fault in found if fault]
 
 
@@ -174,7 +181,7 @@ def draw(recording: Recording, caller: Phone, callee: Phone) -> str:
         if packets:
             text = f"media, {way}: {speaker.tone_hz} Hz, {len(packets)} packets"
             notes.append((min(p.time for p in packets), text))
-    return ladder.draw(recording, columns(caller, callee), notes)
+    return ladder.draw(recording, columns(recording, caller, callee), notes)
 
 
 def report(result: Result) -> str:
@@ -221,10 +228,10 @@ def _registered(*phones: Phone) -> Iterator[None]:
             done.result()
 
 
-def _call(caller: Phone, callee: Phone) -> probes.Forwarding:
+def _call(caller: Phone, callee: Phone, held: probes.Held) -> probes.Forwarding:
     with callee.answer(ring=_RING) as far, caller.call(callee.number, SECONDS) as near:
         near.wait_for("answered")
-        forwarding = probes.watch(near, _MODULE_AFTER)
+        forwarding = probes.watch(near, held, _MODULE_AFTER)
         near.finish()
         far.finish()
     return forwarding
@@ -246,6 +253,13 @@ def _records(before: int) -> list[probes.Cdr]:
 def _first(recording: Recording, wanted: Callable[[Sip], bool]) -> float:
     """The time of the first message that is `wanted`, in seconds since 1970; 0 when there is none."""
     return next((m.time for m in recording.messages if wanted(m)), 0.0)
+
+
+def _pbx(recording: Recording) -> str:
+    """The PBX that answered the call; all of them, with commas, when none did."""
+    machines = inventory.load().group("pbx")
+    answered = {m.source for m in recording.messages if m.method == "INVITE" and m.status == 200}
+    return ", ".join(m.name for m in machines if str(m.internal) in answered) or ", ".join(m.name for m in machines)
 
 
 def _direction(

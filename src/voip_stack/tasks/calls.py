@@ -8,10 +8,10 @@ from invoke.tasks import task
 from voip_stack import calls, ui
 
 
-@task(help={"json": "print JSON"})
-def verify(_c: Context, json: bool = False) -> None:
+@task(help={"proxy": "the machine that both phones register with; the first proxy if left out", "json": "print JSON"})
+def verify(_c: Context, proxy: str = "", json: bool = False) -> None:
     """Prove the stack with a call: registration, audio both ways, forwarding in the kernel, release, CDR."""
-    result = calls.verify()
+    result = calls.verify(proxy)
     if json:
         ui.as_json(asdict(result))
     else:
