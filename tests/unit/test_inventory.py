@@ -58,7 +58,7 @@ def test_two_machines_with_one_last_byte_are_refused() -> None:
     common["voip_networks"]["internal"]["subnet"] = "192.168.0.0/16"
     with pytest.raises(InventoryError, match=r"last byte of sip-2's internal_address 192.168.66.10 is sip-1's"):
         inventory.parse(
-            {"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST | {"internal_address": "192.168.66.10"})}, common, CONF
+            {"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST | {"internal_address": "192.168.66.10"})}, common, EVERY
         )
 
 

@@ -225,7 +225,7 @@ def test_postgresql_lets_in_both_proxies_and_both_pbxs(rendered: Rendered) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_status_asks_every_machine(doubled: Stack, name: str) -> None:
     machine = doubled.machines[name]
-    components = [c for c in doubled.components.values() if c.group in machine.groups]
+    components = [c for c in doubled.components_of(machine) if c.away]
     script = status._script(components, machine)
     assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
     assert all(f"== {c.name} " in script for c in components)
@@ -312,13 +312,6 @@ def test_what_calls_hold_is_asked_of_every_machine(monkeypatch: pytest.MonkeyPat
     assert probes.released(0, held) == {}
     machines.held["pbx-2"] = 3
     assert probes.released(0, held) == {"pbx-2": "2 channels"}
-
-
-def test_status_has_the_figures_of_each_rtpengine_itself(doubled: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "metrics", Machines({"media-1": lambda _: 0, "media-2": lambda _: 2}).metrics)
-    for name, figures in (("media-1", "0 sessions"), ("media-2", "2 sessions")):
-        (part,) = status._parts(doubled.machines[name], [doubled.components["rtpengine"]], "== rtpengine active\n")
-        assert part.figures.startswith(figures)
 
 
 def test_metrics_are_asked_at_the_machines_own_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 import contextlib
 import dataclasses
+import http.server
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,46 @@ def test_metrics_that_come_late_are_told_from_those_that_do_not_come(monkeypatch
         with pytest.raises(CallError) as caught:
             probes.metrics("media-1")
         assert caught.type is raised
+
+
+METRICS = b"""# HELP rtpengine_sessions Sessions
+rtpengine_sessions{type="own"} 2
+rtpengine_sessions{type="foreign"} 7
+rtpengine_mediastreams{type="userspace"} 9
+rtpengine_mediastreams{type="kernel"} 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        (METRICS, ["figure 2 sessions", "figure 4 streams in the kernel"]),
+        (b"", ["fault its metrics do not answer: 'NoneType' object has no attribute 'group'"]),
+        (None, ["figure metrics unknown: no answer within 10 s"]),
+    ],
+)
+def test_rtpengine_is_asked_what_it_carries_and_a_late_answer_is_no_fault(
+    tmp_path: Path, page: bytes | None, said: list[str]
+) -> None:
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if page is None:
+                time.sleep(6)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page or b"")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    conf = tmp_path / "rtpengine.conf"
+    conf.write_text(f"listen-ng = 127.0.0.1:2223\nlisten-http = 127.0.0.1:{server.server_address[1]}\n")
+    script = inventory.load().components["rtpengine"].status
+    for old, new in (("timeout 10", "timeout 3"), ("/etc/rtpengine/rtpengine.conf", str(conf))):
+        assert old in script
+        script = script.replace(old, new)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    server.shutdown()
+    assert [line for line in done.stdout.splitlines() if "kernel module" not in line] == said
 
 
 # What RabbitMQ answers to each method of ours.
