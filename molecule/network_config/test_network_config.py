@@ -15,8 +15,8 @@ from voip_stack import inventory, lab
 from voip_stack.deadline import Deadline
 
 PROBE = Path(__file__).with_name("probe.py").read_text()
-KINDS = {"edge": ("sip", "infra"), "core": ("media", "pbx")}
-STUBS = {"media-8": ("media", "192.168.64.228"), "pbx-8": ("pbx", "192.168.64.229")}  # as in hosts.yml
+KINDS = {"edge": ("sip_proxies", "infra"), "core": ("media_servers", "pbx_servers")}
+STUBS = {"media-8": ("media_servers", "192.168.64.228"), "pbx-8": ("pbx_servers", "192.168.64.229")}  # as in hosts.yml
 STACK = inventory.load()
 # Every port that any service documents (of a range its ends), and some that none does.
 PORTS = sorted(

@@ -82,7 +82,7 @@ def follow() -> Iterator[dict[str, Any]]:
 
     Raises VmError when the PBX can't be reached, VoipError when RabbitMQ can't or goes away.
     """
-    pbx = inventory.load().group("pbx")[0].name
+    pbx = inventory.load().group("pbx_servers")[0].name
     command = vms.ssh.argv(pbx, "python3", "-c", _FOLLOW)
     who = login()
     with subprocess.Popen(

@@ -327,13 +327,22 @@ def secrets(every: Components) -> dict[str, Secret]:
     return {secret.name: secret for component in every.values() for secret in component.secrets}
 
 
+def vault_class(group: str) -> str:
+    """What a group's AppRole and policy are called: sip, of sip_proxies, as devstack-core has it."""
+    return group.partition("_")[0]
+
+
 def classes(every: Components) -> dict[str, dict[str, Any]]:
-    """What the machines of a group may read: `secrets` by path, `certificates` by PKI role, the `domain` itself."""
+    """By class of machines: its `group`, what they may read: `secrets` by path, `certificates` by PKI role.
+
+    `domain`: whether those may be of the domain itself, too.
+    """
     found: dict[str, dict[str, Any]] = {}
     for component in enabled(among=every):
         paths_ = dict.fromkeys(s.path for s in component.secrets if s.reader == "machine")
         for group in component.groups if paths_ or component.certificates else ():
-            mine = found.setdefault(group, {"secrets": [], "certificates": [], "domain": False})
+            empty = {"group": group, "secrets": [], "certificates": [], "domain": False}
+            mine = found.setdefault(vault_class(group), empty)
             mine["secrets"] += [path for path in paths_ if path not in mine["secrets"]]
             mine["certificates"] += component.certificates
             mine["domain"] |= any(component.certificates.values())
@@ -413,5 +422,5 @@ def host_variables(every: Components, groups: Collection[str]) -> dict[str, Any]
         ],
         "voip_secret_directories": sorted({str(path.parent) for c in here for path in c.secret_files}),
         "voip_log_units": [unit for component in here for unit in component.units],
-        "voip_vault_class": next((name for name in classes(every) if name in groups), ""),
+        "voip_vault_class": next((name for name, c in classes(every).items() if c["group"] in groups), ""),
     }

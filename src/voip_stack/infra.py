@@ -242,7 +242,7 @@ def _machines() -> Machines:
         certified = [str(machine.external), *([advertised] if advertised else [])] if machine.external else []
         return [str(machine.internal), *dict.fromkeys(certified)]
 
-    return {name: {m.name: addresses(m) for m in stack.group(name)} for name in secrets.classes()}
+    return {name: {m.name: addresses(m) for m in stack.group(c["group"])} for name, c in secrets.classes().items()}
 
 
 def in_vault(server: Vault | None = None, machines: Machines | None = None) -> Iterator[Step]:

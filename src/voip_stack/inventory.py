@@ -116,7 +116,7 @@ class Inventory:
             return self.servers("infra")[0]
         except IndexError:
             raise InventoryError(
-                "the inventory has no machine in the group infra", "see ansible/inventory/hosts.yml"
+                "the inventory has no machine in the group infra", "see ansible/inventory/development.yml"
             ) from None
 
     def services_of(self, machine: Machine, network: str) -> list[Service]:
@@ -150,7 +150,7 @@ def _machine(name: str, groups: Iterable[str], values: dict[str, Any], networks:
             raise InventoryError(f"{name}: {network.name}_address {address} is outside {network.subnet}")
         addresses[network.name] = address
     if "internal" not in addresses:
-        raise InventoryError(f"{name} has no internal_address", f"add one in {paths.INVENTORY / 'hosts.yml'}")
+        raise InventoryError(f"{name} has no internal_address", f"add one in {paths.INVENTORY / 'development.yml'}")
     for key in ("memory_mib", "vcpus", "disk_gib"):
         if not isinstance(values.get(key), int) or values[key] < 1:
             raise InventoryError(f"{name}: {key} must be a whole number above 0, not {values.get(key)!r}")
@@ -245,7 +245,7 @@ def load() -> Inventory:
 
     try:
         loader = DataLoader()
-        manager = InventoryManager(loader=loader, sources=[str(paths.INVENTORY / "hosts.yml")])
+        manager = InventoryManager(loader=loader, sources=[str(paths.INVENTORY / "development.yml")])
         variables = VariableManager(loader=loader, inventory=manager)
         hosts = {
             host.name: ([g.name for g in host.get_groups()], variables.get_vars(host=host))
@@ -254,7 +254,7 @@ def load() -> Inventory:
     except AnsibleError as error:
         raise InventoryError(f"the inventory can't be read: {error}") from None
     if not hosts:
-        raise InventoryError(f"no machine in {paths.INVENTORY / 'hosts.yml'}")
+        raise InventoryError(f"no machine in {paths.INVENTORY / 'development.yml'}")
     conf = settings.load()
     every = components.current()
     components.check_groups(every, set(manager.groups) - {"all", "ungrouped"})

@@ -26,13 +26,13 @@ def catalogue() -> dict[str, Secret]:
 
 
 def classes() -> dict[str, dict[str, Any]]:
-    """What each class of machines may read: `secrets` by path, `certificates` by PKI role, the `domain` itself."""
+    """What each class of machines may read: see components.classes()."""
     return components.classes(components.current())
 
 
 def by_agent(machine: Machine) -> bool:
     """Whether `vault agent` writes the secrets of `machine`."""
-    return settings.load().secrets == "vault" and not set(classes()).isdisjoint(machine.groups)
+    return settings.load().secrets == "vault" and any(c["group"] in machine.groups for c in classes().values())
 
 
 def find(name: str) -> Secret:

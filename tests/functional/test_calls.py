@@ -23,13 +23,13 @@ def test_a_busy_phone_sounds_busy_to_the_caller(phones: list[Phone]) -> None:
 @pytest.mark.takes(40)
 def test_a_call_that_nobody_answers_goes_to_voicemail(phones: list[Phone], ssh: Callable[..., str]) -> None:
     box = f"/var/spool/asterisk/voicemail/default/{phones[1].number}/INBOX"
-    ssh("pbx", "rm", "-rf", box)
+    ssh("pbx_servers", "rm", "-rf", box)
     with phones[1].ring() as callee, phones[0].call(phones[1].number, seconds=15) as caller:
         caller.wait_for("answered")
         assert "cancelled" in callee.events, "the callee still rings while voicemail answers"
         caller.finish()
     heard = Deadline(20)
-    assert heard.until(lambda: ".txt" in ssh("pbx", "find", box, "-name", "msg*", check=False), every=1)
+    assert heard.until(lambda: ".txt" in ssh("pbx_servers", "find", box, "-name", "msg*", check=False), every=1)
 
 
 def test_a_caller_who_gives_up_stops_the_ringing(phones: list[Phone]) -> None:
@@ -88,14 +88,14 @@ def test_hold_silences_and_resume_brings_the_sound_back(phones: list[Phone]) -> 
 
 def test_the_pbx_hears_every_digit(phones: list[Phone], ssh: Callable[..., str]) -> None:
     name = f"dtmf-{int(time.time())}"
-    ssh("pbx", "asterisk", "-rx", f"logger add channel {name} dtmf")
+    ssh("pbx_servers", "asterisk", "-rx", f"logger add channel {name} dtmf")
     try:
         with phones[0].dial("600", digits="15937#", seconds=8) as caller:
             caller.finish()
-        log = ssh("pbx", "cat", f"/var/log/asterisk/{name}")
+        log = ssh("pbx_servers", "cat", f"/var/log/asterisk/{name}")
     finally:
-        ssh("pbx", "asterisk", "-rx", f"logger remove channel {name}")
-        ssh("pbx", "rm", "-f", f"/var/log/asterisk/{name}")
+        ssh("pbx_servers", "asterisk", "-rx", f"logger remove channel {name}")
+        ssh("pbx_servers", "rm", "-f", f"/var/log/asterisk/{name}")
     assert "".join(re.findall(r"DTMF end '([0-9*#])' received", log)).startswith("15937#")
 
 

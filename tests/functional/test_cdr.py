@@ -20,8 +20,8 @@ CALLS, KILLS = 200, 3  # kills of each
 UNITS = {  # and where they are: a machine, or all of a group
     "postgresql@17-main": "infra-1",
     "rabbitmq-server": "infra-1",
-    "cdr-publisher": "pbx",
-    "cdr-spool": "pbx",
+    "cdr-publisher": "pbx_servers",
+    "cdr-spool": "pbx_servers",
 }
 # All that is in the queue `cdr`. Without an acknowledgement it stays there, for who reads that queue.
 READ = """
@@ -36,7 +36,7 @@ with pika.BlockingConnection(pika.URLParameters(sys.stdin.read())) as broker:
 
 def events(numbers: tuple[str, str], since: str) -> list[tuple[str, dict[str, Any]]]:
     """The events of calls between two numbers, as they lie in the queue: message id, payload. None while it is away."""
-    done = vms.ssh.run(probes.machines("pbx")[0], "python3", "-c", READ, input=cdr.login(), timeout=120)
+    done = vms.ssh.run(probes.machines("pbx_servers")[0], "python3", "-c", READ, input=cdr.login(), timeout=120)
     found = [line.partition(" ") for line in done.stdout.splitlines()]
     told = [(name, json.loads(text)) for name, _, text in found]
     return [
@@ -46,8 +46,8 @@ def events(numbers: tuple[str, str], since: str) -> list[tuple[str, dict[str, An
 
 def processed(ssh: Callable[..., str]) -> int:
     """Calls that all PBXs have dealt with since they started: so many CDRs have they made."""
-    found = re.findall(r"(\d+) calls? processed", ssh("pbx", "asterisk", "-rx", "core show channels count"))
-    assert len(found) == len(probes.machines("pbx"))
+    found = re.findall(r"(\d+) calls? processed", ssh("pbx_servers", "asterisk", "-rx", "core show channels count"))
+    assert len(found) == len(probes.machines("pbx_servers"))
     return sum(map(int, found))
 
 

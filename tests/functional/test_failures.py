@@ -94,7 +94,7 @@ def test_a_call_goes_on_while_every_service_is_away_and_its_cdr_comes_later(
                 refused.finish()
             away = time.time()
             time.sleep(3)
-            ssh("pbx", "asterisk", "-rx", "channel request hangup all")
+            ssh("pbx_servers", "asterisk", "-rx", "channel request hangup all")
             calling.finish()
             answering.finish()
         finally:

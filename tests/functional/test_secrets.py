@@ -17,9 +17,9 @@ from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
 
 FILES = {  # on each machine of a group
-    "sip": ("/etc/kamailio/secrets.cfg",),
-    "media": ("/etc/rtpengine/secrets.env",),
-    "pbx": ("/etc/asterisk/secret_manager.conf", "/etc/cdr/publisher/rabbitmq"),
+    "sip_proxies": ("/etc/kamailio/secrets.cfg",),
+    "media_servers": ("/etc/rtpengine/secrets.env",),
+    "pbx_servers": ("/etc/asterisk/secret_manager.conf", "/etc/cdr/publisher/rabbitmq"),
 }
 # Who of PostgreSQL, RabbitMQ and Redis lets in with the passwords on standard input, one a line.
 LOG_IN = """
@@ -53,11 +53,11 @@ for server in servers:
         print(server)
 """
 SERVERS = {  # by the group of the machines that they let in
-    "pbx": {
+    "pbx_servers": {
         "postgresql": "postgresql_password_cdr",
         "rabbitmq": "rabbitmq_password_cdr_reader",
     },
-    "media": {"redis": "redis_password_rtpengine"},
+    "media_servers": {"redis": "redis_password_rtpengine"},
 }
 # Seconds between the ends of two calls of 2 s, tried one after the other: an emulated proxy, or RTPEngine, restarts.
 NO_NEW_CALL = 60
@@ -133,10 +133,10 @@ def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhi
             record_property("longest time between two calls' ends", f"{longest:.0f} s")
             assert longest < NO_NEW_CALL
             # A new call that the proxy's restart cut in two may be left at the PBX; the ten are older.
-            channels = ssh("pbx", "asterisk", "-rx", "core show channels concise").splitlines()
+            channels = ssh("pbx_servers", "asterisk", "-rx", "core show channels concise").splitlines()
             assert sum(int(channel.split("!")[_DURATION]) >= took for channel in channels if channel) == 9 + 2
         finally:
-            ssh("pbx", "asterisk", "-rx", "channel request hangup all")
+            ssh("pbx_servers", "asterisk", "-rx", "channel request hangup all")
         for leg in (calling, answering, others):
             leg.finish()
     for speaker, listener in ((caller, callee), (callee, caller)):

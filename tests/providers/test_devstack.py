@@ -180,7 +180,7 @@ def test_calls_complete_with_it_and_without_infra_1(
         record_property("from infra-1 to a devstack-core", f"{time.monotonic() - begin:.0f} s")
         double.succeed("calls.verify", timeout=300)
         double.succeed("status")
-        files = vms.ssh.run(probes.machines("sip")[0], "cat", "/etc/kamailio/secrets.cfg", sudo=True).stdout
+        files = vms.ssh.run(probes.machines("sip_proxies")[0], "cat", "/etc/kamailio/secrets.cfg", sudo=True).stdout
         assert double.vault.kv("kamailio")["db_password"] in files
         double.succeed("secrets.rotate", "cdr", timeout=600)
         double.succeed("calls.verify", timeout=300)

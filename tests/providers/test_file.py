@@ -28,9 +28,9 @@ def invoke(*command: str) -> str:
 
 def test_calls_complete_with_secrets_in_files_and_in_vault_again(ssh: Callable[..., str]) -> None:
     files = {  # on each machine of a group
-        "sip": "/etc/kamailio/secrets.cfg",
-        "media": "/etc/rtpengine/secrets.env",
-        "pbx": "/etc/asterisk/secret_manager.conf",
+        "sip_proxies": "/etc/kamailio/secrets.cfg",
+        "media_servers": "/etc/rtpengine/secrets.env",
+        "pbx_servers": "/etc/asterisk/secret_manager.conf",
     }
     described = {group: ssh(group, "stat", "--format=%U:%G %a %n", file) for group, file in files.items()}
     kept = {group: ssh(group, "cat", file) for group, file in files.items()}

@@ -56,7 +56,7 @@ def no_login(stack: inventory.Inventory, ssh: Callable[..., str]) -> Iterator[di
     if settings.load().secrets == "file":
         yield {}
         return
-    pbx = stack.group("pbx")[0].name
+    pbx = stack.group("pbx_servers")[0].name
     file, agent = "/etc/vault-agent/secret-id", "vault-agent.service"
     ssh(pbx, "cp", "--preserve=all", file, "/root/secret-id")
     ssh(pbx, "sed", "--in-place", "s/^......../00000000/", file)
@@ -82,7 +82,10 @@ def test_status_says_what_is_degraded_and_only_that(
     lost = "a restart of RTPEngine takes the sound from its calls"
     assert faults == {
         ("infra-1", "redis"): (f"redis-server.service is inactive: {lost}",),
-        **{(m.name, "others"): ("can not reach redis on infra-1 (192.168.64.40:6379)",) for m in stack.group("media")},
+        **{
+            (m.name, "others"): ("can not reach redis on infra-1 (192.168.64.40:6379)",)
+            for m in stack.group("media_servers")
+        },
         **no_login,
     }
 
@@ -92,25 +95,25 @@ def test_without_kernel_forwarding_the_proof_fails_and_up_mends_that_and_nothing
     stack: inventory.Inventory, ssh: Callable[..., str]
 ) -> None:
     assert provisioned(stack)
-    ssh("media", "sed", "-i", "s/^table = .*/table = -1/", "/etc/rtpengine/rtpengine.conf")
-    ssh("media", "systemctl", "restart", "rtpengine-daemon")
+    ssh("media_servers", "sed", "-i", "s/^table = .*/table = -1/", "/etc/rtpengine/rtpengine.conf")
+    ssh("media_servers", "systemctl", "restart", "rtpengine-daemon")
     try:
         with pytest.raises(CallError) as caught:
             calls.verify()
         # In user space an emulated machine may lose packets too, which is then said first.
         assert "not forwarded in the kernel" in f"{caught.value}\n{caught.value.details}"
-        ssh("pbx", "systemctl", "stop", "asterisk")
+        ssh("pbx_servers", "systemctl", "stop", "asterisk")
     finally:
         said = up()
     assert "The machines are provisioned again" in said
     mended = {
-        "media": ["rtpengine : Configure RTPEngine", "rtpengine : Restart RTPEngine"],
-        "pbx": ["asterisk : Start asterisk"],
+        "media_servers": ["rtpengine : Configure RTPEngine", "rtpengine : Restart RTPEngine"],
+        "pbx_servers": ["asterisk : Start asterisk"],
     }
     assert changed(said) == {name: [] for name in stack.machines} | {
         machine.name: tasks for group, tasks in mended.items() for machine in stack.group(group)
     }
-    assert set(ssh("pbx", "systemctl", "is-active", "asterisk").split()) == {"active"}
+    assert set(ssh("pbx_servers", "systemctl", "is-active", "asterisk").split()) == {"active"}
 
 
 @pytest.mark.takes(70)
@@ -119,9 +122,9 @@ def test_a_reverted_snapshot_brings_back_a_stack_that_works(
 ) -> None:
     machines = list(stack.machines.values())
     vms.snapshot(machines, "test")
-    ssh("sip", "systemctl", "disable", "--now", "kamailio")
-    ssh("media", "rm", "-rf", "/etc/rtpengine")
-    ssh("pbx", "systemctl", "stop", "asterisk")
+    ssh("sip_proxies", "systemctl", "disable", "--now", "kamailio")
+    ssh("media_servers", "rm", "-rf", "/etc/rtpengine")
+    ssh("pbx_servers", "systemctl", "stop", "asterisk")
     ssh("infra-1", "systemctl", "stop", "postgresql")
     vms.revert(machines, "test")
     calls.verify()
@@ -129,9 +132,9 @@ def test_a_reverted_snapshot_brings_back_a_stack_that_works(
 
 @pytest.mark.takes(40)
 def test_rtpengine_is_found_that_came_up_after_kamailio(ssh: Callable[..., str]) -> None:
-    ssh("media", "systemctl", "stop", "rtpengine-daemon")
-    ssh("sip", "systemctl", "restart", "kamailio")
-    ssh("media", "systemctl", "start", "rtpengine-daemon")
+    ssh("media_servers", "systemctl", "stop", "rtpengine-daemon")
+    ssh("sip_proxies", "systemctl", "restart", "kamailio")
+    ssh("media_servers", "systemctl", "start", "rtpengine-daemon")
     calls.verify()
 
 

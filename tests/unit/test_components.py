@@ -20,12 +20,12 @@ from voip_stack.inventory import Inventory
 
 CONF = settings.parse("", {})
 SAMPLE: dict[str, Any] = {
-    "group": ["pbx"],
+    "group": ["pbx_servers"],
     "stage": "telephony",
     "after": ["asterisk"],
     "units": ["sample.service"],
     "packages": ["asterisk"],
-    "ports": {"sample-api": {"protocol": "tcp", "port": 7001, "internal": ["sip", "computer"]}},
+    "ports": {"sample-api": {"protocol": "tcp", "port": 7001, "internal": ["sip_proxies", "computer"]}},
     "secrets": {
         "postgresql_password_sample": {"field": "db_password"},
         "redis_password_sample": {"field": "redis_password"},
@@ -91,15 +91,15 @@ def stack(every: components.Components) -> Inventory:
 def test_a_component_is_in_every_derived_view_by_its_folder_and_its_flag(ansible: Path) -> None:
     add(ansible, SAMPLE)
     every = components.load(CONF, ansible)
-    ours, told, pbx = stack(every), components.variables(every), components.host_variables(every, ["pbx"])
+    ours, told, pbx = stack(every), components.variables(every), components.host_variables(every, ["pbx_servers"])
     # The machines, the order of roles, tags, our own packages.
     assert "sample" in [c.name for c in ours.components_of(ours.machine("pbx-1"))]
     assert pbx["voip_roles"]["telephony"] == ["asterisk", "cdr", "sample"]
-    assert "sample" not in components.host_variables(every, ["sip"])["voip_roles"]["telephony"]
+    assert "sample" not in components.host_variables(every, ["sip_proxies"])["voip_roles"]["telephony"]
     assert every["sample"].packages == ("asterisk",)
     # The firewall, the port scans of the tests.
     service = {"name": "sample-api", "protocol": "tcp", "ports": "7001", "network": "internal"}
-    assert service | {"sources": ["sip", "computer"]} in pbx["voip_services"]
+    assert service | {"sources": ["sip_proxies", "computer"]} in pbx["voip_services"]
     assert "sample-api" in [s.name for s in ours.services_of(ours.machine("pbx-1"), "internal")]
     assert (told["voip_port_sample_api"], ours.port("sample-api")) == (7001, 7001)
     # Secrets: their variables, Vault's policies, who issues them, the files that the agent may write.
@@ -115,14 +115,14 @@ def test_a_component_is_in_every_derived_view_by_its_folder_and_its_flag(ansible
     assert "/etc/sample" in pbx["voip_secret_directories"]
     # What the servers hold.
     (database,) = (d for d in told["voip_databases"] if d["name"] == "sample")
-    assert database["groups"] == ["pbx"]
+    assert database["groups"] == ["pbx_servers"]
     assert "CREATE TABLE" in database["schema"]
     assert database["logins"] == [{"name": "sample", "connections": 3, "password": "{{ postgresql_password_sample }}"}]
     assert "sample" in [user["name"] for user in told["voip_redis_users"]]
     assert "sample" in [queue["name"] for queue in told["voip_rabbitmq_queues"]]
     assert "sample" in [user["name"] for user in told["voip_rabbitmq_users"]]
     # Metrics, logs.
-    assert {"name": "sample", "groups": ["pbx"], "port": 7001, "path": "/metrics"} in told["voip_scrape_jobs"]
+    assert {"name": "sample", "groups": ["pbx_servers"], "port": 7001, "path": "/metrics"} in told["voip_scrape_jobs"]
     assert "sample.service" in pbx["voip_log_units"]
 
 
@@ -144,7 +144,7 @@ def test_ansible_is_told_the_same(ansible: Path) -> None:
     add(ansible, SAMPLE)
     every = components.load(CONF, ansible)
     said = json.loads(ansible_says(ansible, "ansible-inventory", "--host=pbx-1"))
-    expected = components.variables(every) | components.host_variables(every, ["pbx"])
+    expected = components.variables(every) | components.host_variables(every, ["pbx_servers"])
     assert {name: said[name] for name in expected} == expected
 
 
@@ -168,13 +168,13 @@ def test_without_its_flag_a_role_can_be_tested_and_is_nowhere_in_the_stack(ansib
     assert (told["voip_port_sample_api"], told["voip_with_sample"]) == (7001, False)
     assert "redis_password_sample" in told
     views = [told["voip_databases"], told["voip_redis_users"], components.classes(every)]
-    assert "sample" not in json.dumps([*views, components.host_variables(every, ["pbx"])])
+    assert "sample" not in json.dumps([*views, components.host_variables(every, ["pbx_servers"])])
 
 
 def test_who_does_not_use_a_component_does_not_depend_on_it(ansible: Path) -> None:
-    before = inputs.known(ansible, components.load(CONF, ansible), [["sip"]])
+    before = inputs.known(ansible, components.load(CONF, ansible), [["sip_proxies"]])
     add(ansible, SAMPLE)
-    after = inputs.known(ansible, components.load(CONF, ansible), [["sip"]])
+    after = inputs.known(ansible, components.load(CONF, ansible), [["sip_proxies"]])
     text = "{{ voip_port_postgresql }} {{ voip_services }} {{ postgresql_password_kamailio }}"
     assert inputs.named(text, before) == inputs.named(text, after)
     assert inputs.named("{{ voip_databases }}", before) != inputs.named("{{ voip_databases }}", after)
@@ -182,7 +182,7 @@ def test_who_does_not_use_a_component_does_not_depend_on_it(ansible: Path) -> No
 
 def port(name: str, **values: Any) -> dict[str, Any]:
     """A change of SAMPLE: its one port, of which nothing else speaks."""
-    return {"metrics": None, "ports": {name: {"protocol": "tcp", "port": 7001, "internal": ["sip"], **values}}}
+    return {"metrics": None, "ports": {name: {"protocol": "tcp", "port": 7001, "internal": ["sip_proxies"], **values}}}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def port(name: str, **values: Any) -> dict[str, Any]:
     [
         ({"unit": ["sample.service"]}, "sample/component.yml: the file: .*'unit' was unexpected"),
         ({"stage": "late"}, "component.yml: stage: 'late' is not one of"),
-        ({"group": "pbx"}, "component.yml: group: 'pbx' is not of type 'array'"),
+        ({"group": "pbx_servers"}, "component.yml: group: 'pbx_servers' is not of type 'array'"),
         (port("sample", protocol="sctp"), "ports.sample.protocol: 'sctp' is not one of"),
         (port("sample", port="9-7"), "ports.sample.port: 9-7 is not a range of ports"),
         (port("ami"), "ports: ami is asterisk's already"),
@@ -252,7 +252,9 @@ def test_a_flag_without_a_folder_is_refused(ansible: Path) -> None:
 def test_a_group_that_the_inventory_lacks_is_named(ansible: Path, change: dict[str, Any], words: str) -> None:
     add(ansible, SAMPLE | change)
     with pytest.raises(InventoryError, match=words):
-        components.check_groups(components.load(CONF, ansible), ["sip", "pbx", "media", "infra"])
+        components.check_groups(
+            components.load(CONF, ansible), ["sip_proxies", "pbx_servers", "media_servers", "infra"]
+        )
 
 
 def test_of_alternatives_one_is_enabled_or_both_on_ports_of_their_own(ansible: Path) -> None:

@@ -48,7 +48,7 @@ def test_with_it_no_machine_of_ours_gives_services(chosen: inventory.Inventory) 
     assert list(chosen.machines) == ["sip-1", "media-1", "pbx-1"]
     assert not chosen.components["redis"].enabled
     assert "redis" not in {service.name for service in chosen.services}
-    assert chosen.servers("pbx") == [("pbx-1", inventory.Address("192.168.64.30"))]
+    assert chosen.servers("pbx_servers") == [("pbx-1", inventory.Address("192.168.64.30"))]
 
 
 def test_infra_is_understood_without_the_prefix_in_our_file_only() -> None:
@@ -58,7 +58,14 @@ def test_infra_is_understood_without_the_prefix_in_our_file_only() -> None:
 
 def _play(expression: str, **environment: str) -> str:
     """What Ansible makes of an expression, with the stack's inventory."""
-    argv = [Path(sys.executable).with_name("ansible"), "sip-1", "-i", paths.INVENTORY / "hosts.yml", "-m", "debug"]
+    argv = [
+        Path(sys.executable).with_name("ansible"),
+        "sip-1",
+        "-i",
+        paths.INVENTORY / "development.yml",
+        "-m",
+        "debug",
+    ]
     argv += ["-a", f"msg={expression}", "-c", "local", "-o"]
     env = {**os.environ, "ANSIBLE_CONFIG": str(paths.ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **environment}
     done = subprocess.run(list(map(str, argv)), env=env, capture_output=True, text=True, check=False)

@@ -26,9 +26,9 @@ HOST = {"internal_address": "192.168.64.10", "memory_mib": 1024, "vcpus": 1, "di
 
 
 def test_macs_and_addresses_follow_from_the_inventory() -> None:
-    machine = inventory.parse({"sip-1": (["all", "sip"], HOST)}, COMMON, EVERY).machines["sip-1"]
+    machine = inventory.parse({"sip-1": (["all", "sip_proxies"], HOST)}, COMMON, EVERY).machines["sip-1"]
     assert machine.macs == {"internal": "52:54:00:12:34:0a"}
-    assert machine.groups == ("sip",)
+    assert machine.groups == ("sip_proxies",)
     assert machine.external is None
 
 
@@ -44,12 +44,12 @@ def test_macs_and_addresses_follow_from_the_inventory() -> None:
 )
 def test_a_bad_host_entry_is_named(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InventoryError, match=words):
-        inventory.parse({"sip-1": (["sip"], HOST | change)}, COMMON, EVERY)
+        inventory.parse({"sip-1": (["sip_proxies"], HOST | change)}, COMMON, EVERY)
 
 
 def test_two_machines_with_one_address_are_refused() -> None:
     with pytest.raises(InventoryError, match="sip-2 has the address 192.168.64.10 of sip-1"):
-        inventory.parse({"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST)}, COMMON, EVERY)
+        inventory.parse({"sip-1": (["sip_proxies"], HOST), "sip-2": (["sip_proxies"], HOST)}, COMMON, EVERY)
 
 
 def test_two_machines_with_one_last_byte_are_refused() -> None:
@@ -58,7 +58,12 @@ def test_two_machines_with_one_last_byte_are_refused() -> None:
     common["voip_networks"]["internal"]["subnet"] = "192.168.0.0/16"
     with pytest.raises(InventoryError, match=r"last byte of sip-2's internal_address 192.168.66.10 is sip-1's"):
         inventory.parse(
-            {"sip-1": (["sip"], HOST), "sip-2": (["sip"], HOST | {"internal_address": "192.168.66.10"})}, common, EVERY
+            {
+                "sip-1": (["sip_proxies"], HOST),
+                "sip-2": (["sip_proxies"], HOST | {"internal_address": "192.168.66.10"}),
+            },
+            common,
+            EVERY,
         )
 
 
@@ -78,25 +83,25 @@ def test_a_phone_has_an_address_of_its_own_on_the_external_network(first: str, w
     }
     common["voip_phones"] = {"first": first, "last": first}
     with pytest.raises(InventoryError, match=words):
-        inventory.parse({"sip-1": (["sip"], HOST | {"external_address": "192.168.65.10"})}, common, EVERY)
+        inventory.parse({"sip-1": (["sip_proxies"], HOST | {"external_address": "192.168.65.10"})}, common, EVERY)
 
 
 def test_a_machine_at_a_test_guests_address_is_refused() -> None:
     with pytest.raises(InventoryError, match="sip-1 has the address 192.168.64.203 of a guest of the roles' tests"):
-        inventory.parse({"sip-1": (["sip"], HOST | {"internal_address": "192.168.64.203"})}, COMMON, EVERY)
+        inventory.parse({"sip-1": (["sip_proxies"], HOST | {"internal_address": "192.168.64.203"})}, COMMON, EVERY)
 
 
 def test_a_missing_key_is_named() -> None:
     common = copy.deepcopy(COMMON)
     del common["voip_networks"]["internal"]["subnet"]
     with pytest.raises(InventoryError, match="subnet"):
-        inventory.parse({"sip-1": (["sip"], HOST)}, common, EVERY)
+        inventory.parse({"sip-1": (["sip_proxies"], HOST)}, common, EVERY)
 
 
 def test_the_services_of_a_disabled_component_do_not_count() -> None:
     for enabled, names in ((True, ["ssh", "sip-udp", "sip-tcp"]), (False, ["ssh"])):
         every = EVERY | {"kamailio": dataclasses.replace(EVERY["kamailio"], enabled=enabled)}
-        stack = inventory.parse({"sip-1": (["sip"], HOST)}, COMMON, every)
+        stack = inventory.parse({"sip-1": (["sip_proxies"], HOST)}, COMMON, every)
         assert [s.name for s in stack.services_of(stack.machines["sip-1"], "internal")] == names
 
 
@@ -109,7 +114,7 @@ def test_an_unknown_machine_is_answered_with_the_names_there_are() -> None:
 
 
 def test_a_group_selects_its_machines() -> None:
-    assert [m.name for m in inventory.load().select(["media"])] == ["media-1"]
+    assert [m.name for m in inventory.load().select(["media_servers"])] == ["media-1"]
 
 
 def test_pbx_and_infra_have_no_outside_interface() -> None:

@@ -54,7 +54,7 @@ def stale_after(repository: Path, file: str, old: str, new: str) -> set[str]:
         ("ansible/roles/cdr/component.yml", "connections: 5", "connections: 6", {
             "postgresql", "asterisk", "cdr", "kamailio"}),  # who makes its database, also where it is a peer
         ("docs/cdr-event.schema.json", "{", "{ ", {"cdr", "postgresql"}),  # which their tests read
-        ("ansible/inventory/hosts.yml", "2048", "3072", set()),
+        ("ansible/inventory/development.yml", "2048", "3072", set()),
     ],
 )  # fmt: skip
 def test_what_makes_a_scenario_stale(repository: Path, file: str, old: str, new: str, stale: set[str]) -> None:

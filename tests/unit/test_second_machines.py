@@ -46,7 +46,7 @@ Rendered = dict[str, dict[str, str]]  # by machine and template
 
 def double(hosts: dict[str, Any]) -> None:
     """Put a second machine behind the first of each group, at the addresses that follow; infra stays one."""
-    for group in hosts["all"]["children"].values():
+    for group in hosts["all"]["children"]["voip_vms"]["children"].values():
         for name, values in list(group["hosts"].items()):
             if name != INFRA:
                 next_to = {k: str(IPv4Address(v) + 1) for k, v in values.items() if k.endswith("_address")}
@@ -55,10 +55,10 @@ def double(hosts: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's inventory, doubled: its hosts.yml."""
+    """The repository's inventory, doubled: its development.yml."""
     copy = tmp_path_factory.mktemp("doubled") / "inventory"
     shutil.copytree(paths.INVENTORY, copy)
-    file = copy / "hosts.yml"
+    file = copy / "development.yml"
     values = yaml.safe_load(file.read_text())
     double(values)
     file.write_text(yaml.safe_dump(values, sort_keys=False))

@@ -61,7 +61,7 @@ def test_a_reference_needs_no_quoting_either() -> None:
 def test_a_class_reads_what_its_components_need_and_nothing_else() -> None:
     stack = inventory.load()
     for name, allowed in secrets.classes().items():
-        roles = {c.name for c in stack.components.values() if name in c.groups}
+        roles = {c.name for c in stack.components.values() if allowed["group"] in c.groups}
         assert set(allowed["secrets"]) == {s.path for s in secrets.catalogue().values() if s.path in roles}
         paths_ = re.findall(
             r'^path "(.*)"', infra.policy(name, "voip.local", {f"{name}-1": ["192.0.2.1"]}), re.MULTILINE

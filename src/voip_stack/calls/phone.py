@@ -16,10 +16,11 @@ TONES_HZ = (440, 1020, 1570)
 
 def proxy_address(name: str = "") -> Address:
     """Where phones outside find the SIP proxy `name`, the first when empty. Raises InventoryError."""
-    proxies = {m.name: m.external for m in inventory.load().group("sip") if m.external}
+    proxies = {m.name: m.external for m in inventory.load().group("sip_proxies") if m.external}
     if not proxies:
         raise InventoryError(
-            "no machine of the group sip has an external_address", "add one in ansible/inventory/hosts.yml"
+            "no machine of the group sip_proxies has an external_address",
+            "add one in ansible/inventory/development.yml",
         )
     if name and name not in proxies:
         raise InventoryError(f"{name} is no SIP proxy that phones reach", f"name one of: {', '.join(proxies)}")

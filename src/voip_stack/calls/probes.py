@@ -37,7 +37,7 @@ def machines(group: str) -> list[str]:
     """The machines of `group`, on any of which a call may be. Raises InventoryError when there is none."""
     found = inventory.load().group(group)
     if not found:
-        raise InventoryError(f"no machine is in the group {group}", "add one in ansible/inventory/hosts.yml")
+        raise InventoryError(f"no machine is in the group {group}", "add one in ansible/inventory/development.yml")
     return [m.name for m in found]
 
 
@@ -99,7 +99,7 @@ def metrics(name: str) -> Metrics:
 
 def all_metrics() -> dict[str, Metrics]:
     """The counters of every RTPEngine now, by machine. Raises CallError like metrics()."""
-    return _at_once({name: partial(metrics, name) for name in machines("media")})
+    return _at_once({name: partial(metrics, name) for name in machines("media_servers")})
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def watch(leg: Leg, before: Held, module_after: float, window: float = 5.0) -> F
     """
     start = Deadline(module_after)
     samples: list[dict[str, Metrics]] = []
-    looks = {name: partial(_ssh, name, _MODULE) for name in machines("media")}
+    looks = {name: partial(_ssh, name, _MODULE) for name in machines("media_servers")}
     module: concurrent.futures.Future[dict[str, str]] | None = None
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         while leg.returncode is None:
@@ -237,9 +237,9 @@ def held() -> dict[tuple[str, str], int]:
     dialogs = ("kamcmd dlg.stats_active", r"\ball: (\d+)")
     channels = ("asterisk -rx 'core show channels count'", r"(\d+) active channels?")
     looks: dict[tuple[str, str], Callable[[], int]] = {}
-    looks |= {(name, "dialogs"): partial(number, name, *dialogs) for name in machines("sip")}
-    looks |= {(name, _SESSIONS): partial(sessions, name) for name in machines("media")}
-    looks |= {(name, "channels"): partial(number, name, *channels) for name in machines("pbx")}
+    looks |= {(name, "dialogs"): partial(number, name, *dialogs) for name in machines("sip_proxies")}
+    looks |= {(name, _SESSIONS): partial(sessions, name) for name in machines("media_servers")}
+    looks |= {(name, "channels"): partial(number, name, *channels) for name in machines("pbx_servers")}
     return _at_once(looks)
 
 

@@ -81,7 +81,7 @@ def columns(recording: Recording, caller: Phone, callee: Phone) -> dict[str, str
     """The ladder's columns: address to name. Of proxies and PBXs, those that took part; the first when none did."""
     seen = {address for m in ladder.visible(recording.messages) for address in (m.source, m.destination)}
     names: dict[str, str] = {}
-    for group in ("sip", "pbx"):
+    for group in ("sip_proxies", "pbx_servers"):
         known = inventory.load().group(group)
         took_part = [m for m in known if seen.intersection(map(str, m.addresses.values()))]
         names |= {str(a): m.name for m in took_part or known[:1] for a in m.addresses.values()}
@@ -257,7 +257,7 @@ def _first(recording: Recording, wanted: Callable[[Sip], bool]) -> float:
 
 def _pbx(recording: Recording) -> str:
     """The PBX that answered the call; all of them, with commas, when none did."""
-    machines = inventory.load().group("pbx")
+    machines = inventory.load().group("pbx_servers")
     answered = {m.source for m in recording.messages if m.method == "INVITE" and m.status == 200}
     return ", ".join(m.name for m in machines if str(m.internal) in answered) or ", ".join(m.name for m in machines)
 

@@ -97,7 +97,7 @@ def _memory() -> Iterator[Finding]:
     yield _graded(
         "memory",
         f"{has} MiB, the machines may take {wanted}",
-        "lower memory_mib in ansible/inventory/hosts.yml",
+        "lower memory_mib in ansible/inventory/development.yml",
         good=has >= wanted,
         enough=has >= wanted * MEMORY_SHARE,
     )

@@ -139,7 +139,7 @@ def ensure(name: str) -> Image:
         base.run(["cp", "-a", "--reflink=auto", str(tree), str(work)], log, f"{name}: could not copy the base tree", "")
         gib = PLAIN_GIB
         if name == PEERS:
-            inventories = (paths.INVENTORY / "hosts.yml", PEERS_INVENTORY)
+            inventories = (paths.INVENTORY / "development.yml", PEERS_INVENTORY)
             # Whatever the settings are: the roles of a scenario don't depend on them.
             roles = dict.fromkeys(components.STAGES, ()) | {"machine": ("common",), "services": peers_roles()}
             chosen = "--extra-vars=" + json.dumps({"voip_roles": roles})

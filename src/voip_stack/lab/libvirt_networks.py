@@ -134,5 +134,5 @@ def occupied(networks: list[Network], routes: str) -> None:
             if subnet.overlaps(network.subnet) and subnet.prefixlen and route.get("dev") != network.bridge:
                 raise LabError(
                     f"{network.subnet} is occupied: this computer routes {route['dst']} to {route.get('dev')}",
-                    f"choose another subnet in {paths.INVENTORY}/group_vars/all/networks.yml and hosts.yml",
+                    f"choose another subnet in {paths.INVENTORY}/group_vars/all/networks.yml and development.yml",
                 )

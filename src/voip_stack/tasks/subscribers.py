@@ -17,7 +17,7 @@ def _password(from_stdin: bool) -> str | None:
 
 def _show(subscriber: Subscriber, given: bool) -> None:
     stack = inventory.load()
-    proxies = ", ".join(str(m.external) for m in stack.group("sip") if m.external)
+    proxies = ", ".join(str(m.external) for m in stack.group("sip_proxies") if m.external)
     ui.say(f"user      {subscriber.number}\ndomain    {stack.domain}\nproxy     {proxies} (port 5060, UDP or TCP)")
     if not given:
         ui.say(f"password  {subscriber.password}   (shown only now)")
