@@ -88,6 +88,7 @@ def key(name: str) -> str:
         return store.digest("plain with lists", base.key(), PLAIN_GIB, _ANOTHER_KERNEL)
     if name == PEERS:
         parts = [paths.ANSIBLE / "roles" / r / p for r in peers_roles() for p in ("tasks/install.yml", "vars/main.yml")]
+        parts.append(paths.ANSIBLE / "tasks")
         return store.digest("peers", base.key(), PLAIN_GIB, PEERS_INVENTORY, *parts, settings.load().package_proxy_port)
     stack = inventory.load()
     machine = stack.machine(name)
@@ -98,7 +99,7 @@ def key(name: str) -> str:
     conf = settings.load()
     local = (conf.package_proxy_port, conf.advertised_address, conf.secrets)
     told = (sorted(inputs.named(text, variables).items()), sorted(machine.addresses.items()), roles_of(machine, stack))
-    return store.digest(name, base.key(), machine.disk_gib, PLAYBOOK, *roles, told, own, local)
+    return store.digest(name, base.key(), machine.disk_gib, PLAYBOOK, paths.ANSIBLE / "tasks", *roles, told, own, local)
 
 
 def current_keys() -> set[str]:

@@ -35,7 +35,14 @@ _DATE = "%Y-%m-%dT%H:%MZ"
 
 # Of every scenario. The two files of variables are read by Ansible itself and by tests, which name none of them.
 _SHARED = (
-    *("molecule/shared", "molecule/conftest.py", ".config/molecule", "ansible/ansible.cfg", "ansible/plugins"),
+    *(
+        "molecule/shared",
+        "molecule/conftest.py",
+        ".config/molecule",
+        "ansible/ansible.cfg",
+        "ansible/plugins",
+        "ansible/tasks",
+    ),
     *(f"ansible/inventory/group_vars/all/{name}.yml" for name in ("connection", "networks")),
     "ansible/roles/common/templates/apt-proxy.conf.j2",  # which prepares a plain guest
 )
