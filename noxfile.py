@@ -37,7 +37,7 @@ def need(session: nox.Session, *tools: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff, mypy --strict, ansible-lint (production), yamllint, shellcheck, and every XML file."""
+    """ruff, mypy --strict, ansible-lint (production), yamllint, shellcheck, components' descriptors, every XML file."""
     need(session, "shellcheck", "xmllint")
     install(session)
     session.run("ruff", "check", ".")
@@ -46,6 +46,7 @@ def lint(session: nox.Session) -> None:
     session.run("yamllint", "--strict", ".")
     session.run("ansible-lint", "--offline", "--profile", "production", "ansible", "molecule", silent=True)
     session.run("shellcheck", *SHELL, external=True)
+    session.run("invoke", "components.list", silent=True)  # reads and checks every descriptor
     scenarios = [*(HERE / "src/voip_stack/calls/scenarios").glob("*.xml"), *(HERE / "molecule").glob("*/*.xml")]
     session.run("xmllint", "--noout", "--nonet", *map(str, sorted(scenarios)), external=True)
 

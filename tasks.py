@@ -6,6 +6,7 @@ from voip_stack import cli
 from voip_stack.tasks import (
     calls,
     cdr,
+    components,
     doctor,
     images,
     infra,
@@ -20,7 +21,7 @@ from voip_stack.tasks import (
 )
 
 namespace = Collection(stack.up, stack.status, stack.test, doctor.doctor, provision.provision)
-for noun in (vms, images, packages, lab, infra, secrets, calls, cdr, subscribers, roles):
+for noun in (vms, images, packages, lab, infra, secrets, calls, cdr, subscribers, components, roles):
     namespace.add_collection(Collection.from_module(noun))
 namespace.configure({"run": {"echo": False}})
 cli.guarded(namespace)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from guests import Guest, Host, inventory_of
 
-from voip_stack import calls, certificates, inventory
+from voip_stack import calls, certificates, inventory, paths
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Leg, Refused
 from voip_stack.deadline import Deadline
@@ -20,6 +21,7 @@ from voip_stack.errors import CallError
 from voip_stack.inventory import Address
 
 STACK = inventory.load()
+ROLE = paths.ANSIBLE / "roles/kamailio"
 INTERNAL = Address(inventory_of("kamailio-1")["internal_address"])
 EXTERNAL = Address(inventory_of("kamailio-1")["external_address"])
 COMPUTER = STACK.networks["internal"].computer
@@ -142,6 +144,22 @@ def test_the_pbx_reaches_a_registered_phone(phones: list[Phone], trunk: Phone) -
 @pytest.mark.parametrize(("number", "status"), [("1002", 480), ("1777", 404)])
 def test_the_pbx_learns_who_is_away_and_who_does_not_exist(trunk: Phone, number: str, status: int) -> None:
     assert refusal(trunk.call(number)) == status
+
+
+def test_the_users_own_route_sees_a_call_of_who_has_authenticated_first(phones: list[Phone], trunk: Phone) -> None:
+    assert refusal(phones[0].call("666")) == 604
+    assert refusal(trunk.call("666")) == 604
+    stranger = dataclasses.replace(phones[1], password="wrong", address=STACK.phones[2])
+    assert refusal(stranger.call("666")) == 407
+
+
+def test_a_route_that_kamailio_refuses_is_not_put_in_place(host: Host) -> None:
+    """The check of the role, as Ansible calls it."""
+    tasks = yaml.safe_load((ROLE / "tasks/configure.yml").read_text())
+    (check,) = (t["ansible.builtin.copy"]["validate"] for t in tasks if t["name"] == "Add the user's own routes")
+    for text, good in (("route[LOCAL] { exit; }", True), ("route[LOCAL] { no_such_function(); }", False)):
+        host.check_output("printf '%%s\\n' %s > /run/local.cfg", text)
+        assert (host.run(check.replace("%s", "/run/local.cfg")).rc == 0) == good
 
 
 def test_nothing_is_left_of_the_calls(host: Host) -> None:

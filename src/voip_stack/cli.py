@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,9 @@ def guard(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except KeyboardInterrupt:
         ui.err.print("\nstopped; the same command can be run again")
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads our output has enough of it, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.exit(141)  # as a shell has it of SIGPIPE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -19,7 +19,7 @@ description:
   - Its value; or, where C(voip_secret_form) is C(reference), the expression that C(vault agent) replaces by it.
 options:
   _terms:
-    description: Names, as in C(voip_secrets).
+    description: Names, as the components' descriptors have them.
     required: true
 """
 
