@@ -65,12 +65,15 @@ def tags() -> list[str]:
 def _digest(machine: Machine) -> str:
     """What the state of a provisioned machine depends on: what its image does, settings, secrets in files, Vault's CA.
 
-    A new secret in Vault is its agent's business.
+    And the machines of the groups that its roles name: their addresses are in its daemons' configuration. /etc/hosts,
+    which names all, is brought along by the next provisioning. A new secret in Vault is its agent's business.
     """
     conf = settings.load()
     names = secrets.catalogue() if conf.secrets == "file" else ("vault/ca.pem",)
     kept = [file for name in names if (file := conf.secrets_dir / name).exists()]
-    return digest(images.key(machine.name), conf.environment(), *kept)
+    named = images.groups_named(machine.name)
+    others = [(m.name, *m.addresses.values()) for m in inventory.load().machines.values() if set(m.groups) & named]
+    return digest(images.key(machine.name), others, conf.environment(), *kept)
 
 
 def _on_each(machines: Sequence[Machine], script: Callable[[Machine], str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import yaml
 
-from voip_stack import images, inventory, paths, settings, status
+from voip_stack import images, inventory, paths, provision, settings, status
 from voip_stack.calls import ladder, phone, probes, proof
 from voip_stack.calls.capture import Recording, Sip
 from voip_stack.calls.probes import Forwarding, Metrics
@@ -73,6 +73,18 @@ def doubled(hosts: Path) -> Iterator[Stack]:
         inventory.load.cache_clear()
         yield inventory.load()
     inventory.load.cache_clear()
+
+
+def test_another_rtpengine_changes_no_image_and_is_told_to_those_who_use_one(
+    doubled: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_both = {name: (images.key(name), provision._digest(machine)) for name, machine in doubled.machines.items()}
+    without = dataclasses.replace(doubled, machines={n: m for n, m in doubled.machines.items() if n != "media-2"})
+    monkeypatch.setattr(inventory, "load", lambda: without)
+    again = {name: (images.key(name), provision._digest(machine)) for name, machine in without.machines.items()}
+    changed = {name for name in again if again[name] != with_both[name]}
+    assert {name for name in again if again[name][0] != with_both[name][0]} == set()
+    assert changed == {"sip-1", "sip-2", "pbx-1", "pbx-2", INFRA}  # media-1's stamp holds
 
 
 @pytest.fixture(scope="module")

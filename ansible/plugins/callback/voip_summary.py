@@ -35,6 +35,10 @@ description:
 INDENT = " " * 13
 
 
+# Actions that do nothing to the machine; the check of a role's arguments runs whatever tags are wanted.
+NOTHING = ("validate_argument_spec", "include_role", "include_tasks", "set_fact")
+
+
 @dataclasses.dataclass
 class Visit:
     """A machine's way through a role, or its handlers of that role at the end of the play."""
@@ -126,8 +130,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible's plugins h
             seconds = time.monotonic() - began
             self.seconds[role or "(play)"][host] += seconds
             visit.seconds += seconds
-            # The check of a role's arguments runs whatever tags are wanted.
-            if not skipped and task.action.rpartition(".")[2] != "validate_argument_spec":
+            if not skipped and task.action.rpartition(".")[2] not in NOTHING:
                 visit.did = True
                 self.did.add((role or "(play)", host))
         name = self._name(result).removeprefix(role + " : ")

@@ -90,16 +90,36 @@ def key(name: str) -> str:
         parts = [paths.ANSIBLE / "roles" / r / p for r in peers_roles() for p in ("tasks/install.yml", "vars/main.yml")]
         parts.append(paths.ANSIBLE / "tasks")
         return store.digest("peers", base.key(), PLAIN_GIB, PEERS_INVENTORY, *parts, settings.load().package_proxy_port)
-    stack = inventory.load()
-    machine = stack.machine(name)
-    roles = [paths.ANSIBLE / "roles" / role for role in roles_of(machine, stack)]
-    text = "\n".join(f.read_text(errors="replace") for role in roles for f in role.rglob("*") if f.is_file())
-    variables = inputs.known(paths.ANSIBLE, stack.components, [machine.groups])
-    own = [packages.key(p) for p in packages_of(name)]
+    machine = inventory.load().machine(name)
     conf = settings.load()
-    local = (conf.package_proxy_port, conf.advertised_address, conf.secrets)
-    told = (sorted(inputs.named(text, variables).items()), sorted(machine.addresses.items()), roles_of(machine, stack))
-    return store.digest(name, base.key(), machine.disk_gib, PLAYBOOK, paths.ANSIBLE / "tasks", *roles, told, own, local)
+    return store.digest(
+        *(name, base.key(), machine.disk_gib, sorted(machine.addresses.items())),
+        *(PLAYBOOK, paths.ANSIBLE / "tasks", *_roles(machine), sorted(_told(machine).items())),
+        [packages.key(p) for p in packages_of(name)],
+        (conf.package_proxy_port, conf.advertised_address, conf.secrets),
+    )
+
+
+def _roles(machine: inventory.Machine) -> list[Path]:
+    return [paths.ANSIBLE / "roles" / role for role in roles_of(machine, inventory.load())]
+
+
+def _text(machine: inventory.Machine) -> str:
+    files = (f for role in _roles(machine) for f in sorted(role.rglob("*")) if f.is_file() and f.suffix != ".pyc")
+    return "\n".join(f.read_text(errors="replace") for f in files)
+
+
+def _told(machine: inventory.Machine) -> dict[str, str]:
+    """The variables that the roles of `machine` depend on."""
+    known = inputs.known(paths.ANSIBLE, inventory.load().components, [machine.groups])
+    return inputs.named(_text(machine), known)
+
+
+def groups_named(name: str) -> set[str]:
+    """The groups whose machines are in the configuration of machine `name`: groups['...'] of a role, or sources."""
+    machine = inventory.load().machine(name)
+    found = re.findall(r"groups\['(\w+)'\]|\"(\w+)\"", "\n".join([_text(machine), *_told(machine).values()]))
+    return {group for pair in found for group in pair if group and group != "all"}
 
 
 def current_keys() -> set[str]:
