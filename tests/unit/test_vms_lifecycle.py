@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,27 @@ def test_a_machine_that_is_off_or_paused_is_woken_with_its_disk(driver: Any) -> 
     assert driver.lookupByName("pbx-1").state()[0] == libvirt.VIR_DOMAIN_RUNNING
     assert running(driver) == {"sip-1", "pbx-1"}
     assert mark.exists()
+
+
+@pytest.mark.parametrize(("accelerator", "most"), [("tcg", 2), ("kvm", 4)])
+def test_emulated_machines_boot_as_many_at_a_time_as_there_are_cores(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, accelerator: str, most: int
+) -> None:
+    booting: list[str] = []
+    together: list[int] = []
+
+    def wait(machine: inventory.Machine, *_: object) -> None:
+        booting.append(machine.name)
+        together.append(len(booting))
+        time.sleep(0.2)
+        booting.remove(machine.name)
+
+    monkeypatch.setattr(ready, "wait", wait)
+    monkeypatch.setattr(lifecycle, "_accelerator", lambda: accelerator)
+    monkeypatch.setattr(lifecycle, "_TURNS", threading.BoundedSemaphore(2))
+    vms.create(list(STACK.machines.values()))
+    assert max(together) == most
+    assert driver
 
 
 def test_a_machine_whose_address_is_occupied_is_not_started(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -180,16 +181,37 @@ def _make(connection: Any, machine: Machine, image: Image, hardware: host.Hardwa
 
 def _boot(machine: Machine, domain: Any, progress: Progress, stop: threading.Event) -> None:
     """Start the domain unless it runs, and wait until the machine is ready."""
-    with errors(machine.name):
-        state, _ = domain.state()
-        if state == libvirt.VIR_DOMAIN_PAUSED:
-            domain.resume()
-        elif state != libvirt.VIR_DOMAIN_RUNNING:
-            _require_free(machine)
-            domain.create()
-    begin = time.monotonic()
-    ready.wait(machine, ready.requirements(machine, domain), ready.timeout(), progress, stop)
-    progress(machine.name, f"ready ({time.monotonic() - begin:.0f} s)")
+    with _turn(machine, progress, stop):
+        with errors(machine.name):
+            state, _ = domain.state()
+            if state == libvirt.VIR_DOMAIN_PAUSED:
+                domain.resume()
+            elif state != libvirt.VIR_DOMAIN_RUNNING:
+                _require_free(machine)
+                domain.create()
+        begin = time.monotonic()
+        ready.wait(machine, ready.requirements(machine, domain), ready.timeout(), progress, stop)
+        progress(machine.name, f"ready ({time.monotonic() - begin:.0f} s)")
+
+
+_TURNS = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
+
+
+@contextlib.contextmanager
+def _turn(machine: Machine, progress: Progress, stop: threading.Event) -> Iterator[None]:
+    """Emulated machines boot as many at a time as there are cores: else each takes as long as all of them."""
+    if _accelerator() != "tcg":
+        yield
+        return
+    if not _TURNS.acquire(blocking=False):
+        progress(machine.name, "waiting: others boot first")
+        while not _TURNS.acquire(timeout=1):
+            if stop.is_set():
+                raise ready.CancelledError
+    try:
+        yield
+    finally:
+        _TURNS.release()
 
 
 def _unseal(machine: Machine, progress: Progress) -> None:
