@@ -92,7 +92,9 @@ def in_parallel(machines: Sequence[Machine], work: Callable[[Machine, threading.
     """`work` for each machine in a thread of its own; the first failure stops the others and is raised."""
     stop = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(max(1, len(machines))) as pool:
-        futures = [pool.submit(work, machine, stop) for machine in machines]
+        # Those first that the others wait for.
+        ordered = sorted(machines, key=lambda machine: "infra" not in machine.groups)
+        futures = [pool.submit(work, machine, stop) for machine in ordered]
         try:
             done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
         except BaseException:
