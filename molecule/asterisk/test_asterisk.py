@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from guests import Guest, Host, inventory_of, secret
 
-from voip_stack import calls, inventory, lab
+from voip_stack import calls, inventory, lab, settings
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sip import Message
 from voip_stack.calls.sipp import Refused
@@ -47,7 +47,7 @@ def request(method: str, user: str = "") -> str:
     lines = [
         f"{method} {to} SIP/2.0",
         f"Via: SIP/2.0/UDP LOCAL;branch=z9hG4bK{tag};rport",
-        f"From: <sip:1001@{STACK.domain}>;tag={tag}",
+        f"From: <sip:1001@{settings.load().sip_domain}>;tag={tag}",
         f"To: <{to}>",
         f"Call-ID: {tag}",
         f"CSeq: 1 {method}",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from guests import Guest, Host, inventory_of
 
-from voip_stack import calls, certificates, inventory, paths
+from voip_stack import calls, certificates, inventory, paths, settings
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Leg, Refused
 from voip_stack.deadline import Deadline
@@ -22,6 +22,7 @@ from voip_stack.inventory import Address
 
 STACK = inventory.load()
 ROLE = paths.ANSIBLE / "roles/kamailio"
+DOMAIN = settings.load().sip_domain
 INTERNAL = Address(inventory_of("kamailio-1")["internal_address"])
 EXTERNAL = Address(inventory_of("kamailio-1")["external_address"])
 COMPUTER = STACK.networks["internal"].computer
@@ -42,9 +43,9 @@ def passwords(sql: Callable[[str], str]) -> dict[str, str]:
     """Two subscribers, number to password."""
     made = {number: secrets.token_hex(8) for number in ("1001", "1002")}
     for number, password in made.items():
-        ha1 = hashlib.md5(f"{number}:{STACK.domain}:{password}".encode(), usedforsecurity=False).hexdigest()
+        ha1 = hashlib.md5(f"{number}:{DOMAIN}:{password}".encode(), usedforsecurity=False).hexdigest()
         sql(
-            f"INSERT INTO subscriber (username, domain, ha1) VALUES ('{number}', '{STACK.domain}', '{ha1}')"
+            f"INSERT INTO subscriber (username, domain, ha1) VALUES ('{number}', '{DOMAIN}', '{ha1}')"
             " ON CONFLICT (username, domain) DO UPDATE SET ha1 = EXCLUDED.ha1"
         )
     return made
@@ -241,10 +242,10 @@ def test_a_new_certificate_is_taken_without_a_restart_and_one_of_a_foreign_ca_is
     phone = dataclasses.replace(phones[0], transport="tls")
     pid = host.check_output("systemctl show --value --property MainPID kamailio")
     reload, pem = "kamcmd tls.reload", "/etc/kamailio/certificate.pem"
-    foreign = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={STACK.domain} -addext"
+    foreign = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={DOMAIN} -addext"
     host.check_output(f"cp -a {pem} /root/certificate.pem")
     try:
-        host.check_output(f"{foreign} subjectAltName=DNS:{STACK.domain} -keyout /root/key.pem -out /root/cert.pem")
+        host.check_output(f"{foreign} subjectAltName=DNS:{DOMAIN} -keyout /root/key.pem -out /root/cert.pem")
         host.check_output(f"cat /root/key.pem /root/cert.pem >{pem} && {reload}")
         with pytest.raises(CallError) as refused:
             phone.register()

@@ -85,7 +85,7 @@ class Component:
     packages: tuple[str, ...] = ()
     ports: tuple[Port, ...] = ()
     secrets: tuple[Secret, ...] = ()
-    certificates: Mapping[str, bool] = field(default_factory=dict)  # whether of the domain itself, by PKI role
+    certificates: Mapping[str, bool] = field(default_factory=dict)  # whether of the SIP domain, too, by PKI role
     secret_files: tuple[PurePosixPath, ...] = ()
     databases: Mapping[str, Any] = field(default_factory=dict)  # `schema` is SQL here, no longer a file
     redis_users: Mapping[str, Any] = field(default_factory=dict)
@@ -335,7 +335,7 @@ def vault_class(group: str) -> str:
 def classes(every: Components) -> dict[str, dict[str, Any]]:
     """By class of machines: its `group`, what they may read: `secrets` by path, `certificates` by PKI role.
 
-    `domain`: whether those may be of the domain itself, too.
+    `domain`: whether those may be of the SIP domain, too.
     """
     found: dict[str, dict[str, Any]] = {}
     for component in enabled(among=every):

@@ -46,10 +46,10 @@ def role_path(name: str) -> str:
     return f"auth/{LOGINS}/role/{role(name)}"
 
 
-def policy(name: str, domain: str, machines: Mapping[str, Sequence[str]]) -> str:
+def policy(name: str, domain: str, sip_domain: str, machines: Mapping[str, Sequence[str]]) -> str:
     """The policy of the class `name`: what its machines may read and be certified as, how they renew their login."""
     allowed = secrets.classes()[name]
-    domains = f'    "alt_names" = ["{domain}"]\n' if allowed["domain"] else ""
+    domains = f'    "alt_names" = ["{sip_domain}"]\n' if allowed["domain"] else ""
     names = json.dumps([f"{machine}.{domain}" for machine in machines])
     addresses = json.dumps([",".join(certified) for _, *certified in machines.values()])
     rules = [f'path "secret/data/{path}" {{\n  capabilities = ["read"]\n}}' for path in allowed["secrets"]]
@@ -112,7 +112,7 @@ def _key(common_name: str) -> dict[str, Any]:
     return {"common_name": common_name, "key_type": "ec", "key_bits": 256}
 
 
-def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> Iterator[Step]:
+def ours(server: Vault, machines: Machines, domain: str, sip_domain: str, bound: bool = True) -> Iterator[Step]:
     """What is missing, or differs, of secrets, policies, AppRoles and PKI roles. Raises VaultError.
 
     `bound`: a login is good from the address of one of the class's machines alone.
@@ -131,7 +131,7 @@ def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> 
     elif not server.ask("GET", f"sys/auth/{LOGINS}/tune")["data"].get("user_lockout_disable"):
         yield f"the login method {LOGINS}: nobody is locked out", lambda: _lock_nobody_out(server)
     for name, allowed in secrets.classes().items():
-        text = policy(name, domain, machines.get(name, {}))
+        text = policy(name, domain, sip_domain, machines.get(name, {}))
         path = f"sys/policies/acl/{name}-vm-policy"
         found = server.find(path)
         if found is None or found["data"]["policy"] != text:
@@ -148,7 +148,7 @@ def ours(server: Vault, machines: Machines, domain: str, bound: bool = True) -> 
         yield from _ensure(server, role_path(name), settings, f"the AppRole {role(name)}")
         for certificate in allowed["certificates"]:
             pki: dict[str, Any] = {
-                "allowed_domains": [domain],
+                "allowed_domains": [domain, *([sip_domain] if allowed["domain"] else [])],
                 "allow_subdomains": True,
                 "allow_bare_domains": allowed["domain"],
                 "allow_ip_sans": True,
@@ -251,7 +251,8 @@ def in_vault(server: Vault | None = None, machines: Machines | None = None) -> I
     yield from base(server)
     # Behind a devstack-core's Docker network, Vault may see the same address for all.
     bound = not inventory.load().devstack or settings.load().devstack_bind
-    yield from ours(server, _machines() if machines is None else machines, inventory.load().domain, bound)
+    domains = inventory.load().domain, settings.load().sip_domain
+    yield from ours(server, _machines() if machines is None else machines, *domains, bound)
 
 
 def _open_the_way() -> None:

@@ -34,6 +34,7 @@ class Settings:
     infra: str = "embedded"  # who gives PostgreSQL, RabbitMQ and Vault: infra-1 (embedded), or the user's devstack
     devstack_address: str = ""  # where machines and this computer reach a devstack-core; empty: this computer
     devstack_bind: bool = False  # its Vault sees the machines' own addresses, and binds logins to them
+    sip_domain: str = "sip.local"  # of subscribers, and their digest realm
     advertised_address: str = ""  # what phones are told in place of the external addresses (behind NAT)
     debian_mirror: str = ""  # empty: the one that mmdebstrap knows
     apt_ignore_expired: bool = False  # accept a package index whose date has passed
@@ -116,6 +117,14 @@ def _url(text: str) -> str:
     return text
 
 
+def _domain(text: str) -> str:
+    """A host name (RFC 1123, 2.1) in small letters; Kamailio's tables have 64 characters for it."""
+    label = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+    if not re.fullmatch(rf"(?=.{{1,64}}$)({label}\.)*(?![0-9.]+$){label}", text.lower()):
+        raise ValueError("must be a host name of at most 64 characters, such as sip.local")
+    return text.lower()
+
+
 def _interface(text: str) -> str:
     if text and not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text):
         raise ValueError("must be the name of a network interface")
@@ -134,6 +143,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "devstack_address": _address,
     "devstack_token_file": _path,
     "devstack_bind": _yes,
+    "sip_domain": _domain,
     "advertised_address": _address,
     "debian_mirror": _url,
     "apt_ignore_expired": _yes,
@@ -145,8 +155,8 @@ _PARSERS: dict[str, Callable[[str], object]] = {
 }
 
 
-# In .env; in an environment INFRA may be anybody's.
-_ALIASES = {"INFRA": f"{PREFIX}INFRA"}
+# Without VOIP_, too, in .env; in an environment these may be anybody's.
+_ALIASES = ("INFRA", "SIP_DOMAIN")
 
 
 def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> Settings:
@@ -172,10 +182,10 @@ def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> 
         where = f"{name} line {number}"
         if not equals:
             raise SettingsError(f"{where}: {text!r} is not KEY=VALUE", "see .env.example")
-        found.append((where, _ALIASES.get(key.strip(), key.strip()), value.strip().strip("\"'")))
+        found.append((where, key.strip(), value.strip().strip("\"'")))
     found += [("the environment", k, v) for k, v in sorted(environment.items()) if k in keys]
     for where, key, value in found:
-        if key not in keys:
+        if key not in keys and key not in _ALIASES:
             close = difflib.get_close_matches(key, keys, 1)
             hint = f"did you mean {close[0]}?" if close else "the keys are in .env.example"
             raise SettingsError(f"{where}: unknown key {key}", hint)

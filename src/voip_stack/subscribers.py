@@ -1,4 +1,4 @@
-"""SIP subscribers: an account at the proxy and a voicemail box at the PBX, as rows in PostgreSQL on infra-1."""
+"""SIP subscribers of the SIP domain: an account at the proxy and a voicemail box at the PBX, as rows in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import string
 from dataclasses import dataclass, field
 
-from voip_stack import database, inventory
+from voip_stack import database, settings
 from voip_stack.errors import VoipError
 
 NUMBERS = range(1000, 3000)
@@ -35,9 +35,18 @@ def _checked(number: str) -> str:
 
 
 def _account(number: str, password: str) -> str:
-    domain = inventory.load().domain
+    domain = settings.load().sip_domain
     ha1b = ha1(f"{number}@{domain}", domain, password)
     return ", ".join(database.quoted(v) for v in (number, domain, ha1(number, domain, password), ha1b))
+
+
+def _is(number: str) -> str:
+    return f"username = {database.quoted(number)} AND {_ours()}"
+
+
+def _ours() -> str:
+    """Another domain's accounts have passwords that are good there alone (the realm is in their HA1): they stay."""
+    return f"domain = {database.quoted(settings.load().sip_domain)}"
 
 
 def add(number: str, password: str | None = None) -> Subscriber:
@@ -66,7 +75,7 @@ def remove(number: str) -> None:
     database.run(
         "\\connect kamailio\n"
         f"DELETE FROM location WHERE username = {database.quoted(number)};\n"
-        f"DELETE FROM subscriber WHERE username = {database.quoted(number)};\n"
+        f"DELETE FROM subscriber WHERE {_is(number)};\n"
         "\\connect asterisk\n"
         f"DELETE FROM voicemail WHERE mailbox = {database.quoted(number)};\n"
     )
@@ -79,7 +88,7 @@ def passwd(number: str, password: str | None = None) -> Subscriber:
     database.run(
         "\\connect kamailio\n"
         f"UPDATE subscriber SET (username, domain, ha1, ha1b) = ({_account(number, password)})"
-        f" WHERE username = {database.quoted(number)};\n"
+        f" WHERE {_is(number)};\n"
     )
     return Subscriber(number, password)
 
@@ -92,6 +101,7 @@ def _known(number: str) -> None:
 def list_() -> list[Subscriber]:
     """All subscribers, by number. Raises VmError when the database can't be reached."""
     rows = database.run(
-        "\\connect kamailio\nSELECT coalesce(json_agg(username ORDER BY username), '[]') FROM subscriber;\n"
+        "\\connect kamailio\nSELECT coalesce(json_agg(username ORDER BY username), '[]') FROM subscriber"
+        f" WHERE {_ours()};\n"
     )
     return [Subscriber(number) for number in json.loads(rows)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from voip_stack import calls, certificates, inventory, lab
+from voip_stack import calls, certificates, lab, settings
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Refused
 
@@ -52,7 +52,7 @@ def test_a_phone_is_called_by_the_tls_connection_that_it_registered_with(phones:
     (tmp_path / "ca.pem").write_text(certificates.authority())
     (tmp_path / "password").write_text(callee.password)
     program = Path(__file__).with_name("tls_phone.py")
-    domain = inventory.load().domain
+    domain = settings.load().sip_domain
     words = [str(callee.proxy), domain, str(tmp_path / "ca.pem"), callee.number, str(tmp_path / "password")]
     with subprocess.Popen(
         lab.current().outside(sys.executable, str(program), *words), stdout=subprocess.PIPE, text=True

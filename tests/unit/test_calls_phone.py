@@ -22,7 +22,7 @@ CHALLENGE = """
       [last_To:];tag=challenge
       [last_Call-ID:]
       [last_CSeq:]
-      Proxy-Authenticate: Digest realm="voip.local", nonce="0123", algorithm=MD5, qop="auth"
+      Proxy-Authenticate: Digest realm="sip.local", nonce="0123", algorithm=MD5, qop="auth"
       Content-Length: 0
   ]]></send>
   <recv request="ACK"/>
@@ -38,7 +38,7 @@ REGISTRAR = """<?xml version="1.0" encoding="UTF-8"?>
       [last_To:];tag=challenge
       [last_Call-ID:]
       [last_CSeq:]
-      WWW-Authenticate: Digest realm="voip.local", nonce="0123", algorithm=MD5, qop="auth"
+      WWW-Authenticate: Digest realm="sip.local", nonce="0123", algorithm=MD5, qop="auth"
       Content-Length: 0
   ]]></send>
   <recv request="REGISTER">
@@ -55,7 +55,7 @@ REGISTRAR = """<?xml version="1.0" encoding="UTF-8"?>
       [last_To:];tag=challenge
       [last_Call-ID:]
       [last_CSeq:]
-      WWW-Authenticate: Digest realm="voip.local", nonce="0124", algorithm=MD5, qop="auth"
+      WWW-Authenticate: Digest realm="sip.local", nonce="0124", algorithm=MD5, qop="auth"
       Content-Length: 0
   ]]></send>
   <label id="good"/>

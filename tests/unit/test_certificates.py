@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from voip_stack import certificates, settings, vault
 from voip_stack.errors import VoipError
 
-NAME, DOMAIN, ADDRESS = "sip-1.voip.local", "voip.local", "192.0.2.10"
+NAME, DOMAIN, ADDRESS = "sip-1.voip.local", "sip.local", "192.0.2.10"
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_file_that_holds_none_is_named() -> None:
 
 def test_the_agent_asks_for_the_same_names() -> None:
     assert certificates.reference("kamailio-role", NAME, [DOMAIN], [ADDRESS]) == (
-        "{{ with pkiCert `pki_int/issue/kamailio-role` `common_name=sip-1.voip.local` `alt_names=voip.local`"
+        "{{ with pkiCert `pki_int/issue/kamailio-role` `common_name=sip-1.voip.local` `alt_names=sip.local`"
         " `ip_sans=192.0.2.10` `ttl=2160h` }}{{ .Key }}\n{{ .Cert }}\n{{ .CA }}{{ end }}"
     )
 

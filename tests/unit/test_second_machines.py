@@ -176,6 +176,13 @@ def test_every_machine_knows_the_name_of_every_other(doubled: Stack, rendered: R
             assert known.count(f"{machine.internal} {machine.name}.{doubled.domain} {machine.name}") == 1
 
 
+def test_calls_are_of_the_sip_domain_and_machines_of_another(doubled: Stack, rendered: Rendered) -> None:
+    chosen = settings.load().sip_domain
+    assert chosen != doubled.domain
+    assert lines(rendered, "sip-1", "kamailio/kamailio.cfg", r'^#!define DOMAIN "(.*)"$') == [chosen]
+    assert set(lines(rendered, "pbx-1", "asterisk/pjsip.conf", r"^from_domain = (.*)$")) == {chosen}
+
+
 def test_the_firewall_lets_in_all_machines_of_a_kind(doubled: Stack, rendered: Rendered) -> None:
     addresses = {
         group: {str(m.internal) for m in doubled.group(group)} for m in doubled.machines.values() for group in m.groups

@@ -4,11 +4,13 @@ import concurrent.futures
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from voip_stack import infra, inventory, secrets, settings
 from voip_stack.errors import VoipError
+from voip_stack.vault import Vault
 
 
 @pytest.fixture
@@ -64,14 +66,49 @@ def test_a_class_reads_what_its_components_need_and_nothing_else() -> None:
         roles = {c.name for c in stack.components.values() if allowed["group"] in c.groups}
         assert set(allowed["secrets"]) == {s.path for s in secrets.catalogue().values() if s.path in roles}
         paths_ = re.findall(
-            r'^path "(.*)"', infra.policy(name, "voip.local", {f"{name}-1": ["192.0.2.1"]}), re.MULTILINE
+            r'^path "(.*)"', infra.policy(name, "voip.local", "sip.local", {f"{name}-1": ["192.0.2.1"]}), re.MULTILINE
         )
         assert [p for p in paths_ if p.startswith("secret/")] == [f"secret/data/{p}" for p in allowed["secrets"]]
         assert not [p for p in paths_ if "*" in p]
 
 
 def test_a_machine_is_certified_as_itself_alone() -> None:
-    said = infra.policy("pbx", "voip.local", {"pbx-1": ["192.0.2.1"], "pbx-2": ["192.0.2.2", "192.0.2.3", "192.0.2.4"]})
+    machines = {"pbx-1": ["192.0.2.1"], "pbx-2": ["192.0.2.2", "192.0.2.3", "192.0.2.4"]}
+    said = infra.policy("pbx", "voip.local", "sip.local", machines)
     assert '"common_name" = ["pbx-1.voip.local", "pbx-2.voip.local"]' in said
     assert '"ip_sans" = ["", "192.0.2.3,192.0.2.4"]' in said
-    assert "pki_int" not in infra.policy("pbx", "voip.local", {})  # an empty list would let everything pass
+    assert "alt_names" not in said
+    assert '"alt_names" = ["sip.local"]' in infra.policy("sip", "voip.local", "sip.local", {"sip-1": ["192.0.2.5"]})
+    assert "pki_int" not in infra.policy(
+        "pbx", "voip.local", "sip.local", {}
+    )  # an empty list would let everything pass
+
+
+class _EmptyVault:
+    """Has nothing, and remembers what it was told to write."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, Any] = {}
+
+    def kv(self, _path: str) -> dict[str, str]:
+        return {}
+
+    def find(self, _path: str) -> None:
+        return None
+
+    def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        if method == "GET":
+            return {"data": {}}
+        self.written[path] = body
+        return {}
+
+
+def test_proxies_alone_may_be_certified_as_the_sip_domain() -> None:
+    empty = _EmptyVault()
+    for _, work in infra.ours(cast(Vault, empty), {}, "voip.local", "sip.local"):
+        work()
+    roles = {path.rpartition("/")[2]: body for path, body in empty.written.items() if "pki_int/roles/" in path}
+    assert {name: (body["allowed_domains"], body["allow_bare_domains"]) for name, body in roles.items()} == {
+        "kamailio-role": (["voip.local", "sip.local"], True),
+        "asterisk-role": (["voip.local"], False),
+    }

@@ -28,6 +28,12 @@ def test_an_unknown_key_is_named_with_its_line_and_the_likely_one() -> None:
         "VOIP_MITOGEN=maybe",
         "VOIP_EXTERNAL_BRIDGE=not an interface",
         "VOIP_LAB",
+        "SIP_DOMAIN=-sip.local",
+        "SIP_DOMAIN=sip..local",
+        "SIP_DOMAIN=sip_1.local",
+        "SIP_DOMAIN=192.168.64.10",
+        "SIP_DOMAIN=",
+        f"SIP_DOMAIN={'a' * 59}.local",
     ],
 )
 def test_a_bad_value_is_named_with_its_line(line: str) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from voip_stack import database, subscribers
+from voip_stack import database, settings, subscribers
 from voip_stack.errors import VoipError
 
 
@@ -32,4 +32,22 @@ def test_a_password_never_reaches_the_database(monkeypatch: pytest.MonkeyPatch) 
     added = subscribers.add("1000", "Circle Of Life")
     assert added.password == "Circle Of Life"
     assert "Circle" not in "".join(scripts)
-    assert subscribers.ha1("1000", "voip.local", "Circle Of Life") in "".join(scripts)
+    assert subscribers.ha1("1000", "sip.local", "Circle Of Life") in "".join(scripts)
+
+
+def test_the_accounts_of_another_domain_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their HA1 is of its realm. One of the same number is no obstacle either: the table's key is number and domain."""
+    scripts: list[str] = []
+
+    def run(script: str) -> str:
+        scripts.append(script)
+        return '["1000"]'
+
+    monkeypatch.setattr(database, "run", run)
+    conf = settings.parse("SIP_DOMAIN=example.org", {})
+    monkeypatch.setattr(settings, "load", lambda: conf)
+    subscribers.passwd("1000", "x")
+    subscribers.remove("1000")
+    statements = [line for line in "".join(scripts).splitlines() if "subscriber" in line]
+    assert len(statements) == 4  # a list before each of the two
+    assert all("domain = 'example.org'" in line for line in statements)

@@ -138,7 +138,7 @@ class Phone:
         at_once: int = 1,
         quiet: bool = False,
     ) -> Leg:
-        domain = inventory.load().domain
+        domain = settings.load().sip_domain
         credentials = f"[authentication username={self.login or self.number} password={self.password}]"
         return Leg(
             self.name or self.number,

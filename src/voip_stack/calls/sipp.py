@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from voip_stack import inventory, lab
+from voip_stack import inventory, lab, settings
 from voip_stack.calls import audio, tunnel
 from voip_stack.calls.sip import Message, Traced, parse_trace
 from voip_stack.deadline import Deadline
@@ -69,7 +69,7 @@ class Leg:
         """Start SIPp. `phase` and `talk` are the scenario's pauses and its talk (-d, -recv_timeout), in seconds.
 
         It runs `count` times, `at_once` at a time, and each run logs its events. By TLS the proxy has to have a
-        certificate of the domain and of `ca` (PEM).
+        certificate of the SIP domain and of `ca` (PEM).
 
         Raises HostError when SIPp is not installed, CallError when it does not start.
         """
@@ -137,7 +137,7 @@ class Leg:
         ends = [address, str(_TUNNEL_PORT), self.proxy, str(_TLS_PORT)]
         with (self.directory / "tunnel.log").open("w") as log:
             self._tunnel = subprocess.Popen(
-                self._home(sys.executable, tunnel.__file__, *ends, inventory.load().domain, "ca.pem"),
+                self._home(sys.executable, tunnel.__file__, *ends, settings.load().sip_domain, "ca.pem"),
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -5,7 +5,7 @@ import sys
 from invoke.context import Context
 from invoke.tasks import task
 
-from voip_stack import inventory, subscribers, ui
+from voip_stack import inventory, settings, subscribers, ui
 from voip_stack.subscribers import Subscriber
 
 _STDIN = "read the password from standard input in place of generating one"
@@ -16,9 +16,9 @@ def _password(from_stdin: bool) -> str | None:
 
 
 def _show(subscriber: Subscriber, given: bool) -> None:
-    stack = inventory.load()
-    proxies = ", ".join(str(m.external) for m in stack.group("sip_proxies") if m.external)
-    ui.say(f"user      {subscriber.number}\ndomain    {stack.domain}\nproxy     {proxies} (port 5060, UDP or TCP)")
+    domain = settings.load().sip_domain
+    proxies = ", ".join(str(m.external) for m in inventory.load().group("sip_proxies") if m.external)
+    ui.say(f"user      {subscriber.number}\ndomain    {domain}\nproxy     {proxies} (port 5060, UDP or TCP)")
     if not given:
         ui.say(f"password  {subscriber.password}   (shown only now)")
 
