@@ -210,7 +210,7 @@ def _component(file: Path, flag: bool, conf: Settings) -> Component:
         provides=values.get("provides", ""),
         units=tuple(values.get("units", ())),
         packages=tuple(values.get("packages", ())),
-        ports=tuple(_port(file, name, port) for name, port in values.get("ports", {}).items()),
+        ports=tuple(_port(file, name, port, conf) for name, port in values.get("ports", {}).items()),
         secrets=secrets,
         certificates={name: c["domain"] for name, c in values.get("certificates", {}).items()},
         secret_files=tuple(map(PurePosixPath, values.get("secret_files", ()))),
@@ -224,8 +224,9 @@ def _component(file: Path, flag: bool, conf: Settings) -> Component:
     )
 
 
-def _port(file: Path, name: str, values: Mapping[str, Any]) -> Port:
-    first, _, last = str(values["port"]).partition("-")
+def _port(file: Path, name: str, values: Mapping[str, Any], conf: Settings) -> Port:
+    text = f"{conf.rtp_port_min}-{conf.rtp_port_max}" if values["port"] == "rtp" else str(values["port"])
+    first, _, last = text.partition("-")
     ports = range(int(first), int(last or first) + 1)
     if not ports or not 1 <= ports[0] <= ports[-1] <= 65535:
         raise InventoryError(f"{file}: ports.{name}.port: {values['port']} is not a range of ports")
@@ -281,12 +282,18 @@ def _check_names(every: Components, ansible: Path) -> None:
 
 def _check_ports(chosen: Iterable[Component], ansible: Path) -> None:
     """No port is listened on twice. A daemon listens on its machine's address of a network."""
-    for one, two in itertools.combinations(chosen, 2):
+    for one, two in itertools.combinations_with_replacement(chosen, 2):
         if not (one.on(two.groups) or two.on(one.groups)):
             continue
         for a, b in itertools.product(one.ports, two.ports):
             network = (a.external and b.external) or (a.internal and b.internal)
-            if network and a.protocol == b.protocol and a.ports[0] <= b.ports[-1] and b.ports[0] <= a.ports[-1]:
+            if (
+                a is not b
+                and network
+                and a.protocol == b.protocol
+                and a.ports[0] <= b.ports[-1]
+                and b.ports[0] <= a.ports[-1]
+            ):
                 raise InventoryError(
                     f"{ansible / 'roles' / two.name / 'component.yml'}: ports.{b.name}: {one.name} listens on"
                     f" {a.protocol} {a.text} already",

@@ -35,6 +35,8 @@ class Settings:
     devstack_address: str = ""  # where machines and this computer reach a devstack-core; empty: this computer
     devstack_bind: bool = False  # its Vault sees the machines' own addresses, and binds logins to them
     sip_domain: str = "sip.local"  # of subscribers, and their digest realm
+    rtp_port_min: int = 10000  # of RTPEngine, towards phones and PBX, and of Asterisk
+    rtp_port_max: int = 20000
     advertised_address: str = ""  # what phones are told in place of the external addresses (behind NAT)
     debian_mirror: str = ""  # empty: the one that mmdebstrap knows
     apt_ignore_expired: bool = False  # accept a package index whose date has passed
@@ -93,6 +95,13 @@ def _proxy_port(text: str) -> int:
     return port
 
 
+def _rtp_port(text: str) -> int:
+    port = _port(text)
+    if port < 1024:
+        raise ValueError("must be at least 1024: below, ports are root's")
+    return port
+
+
 def _seconds(text: str) -> int:
     if not text.isdigit():
         raise ValueError("must be a whole number of seconds")
@@ -144,6 +153,8 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "devstack_token_file": _path,
     "devstack_bind": _yes,
     "sip_domain": _domain,
+    "rtp_port_min": _rtp_port,
+    "rtp_port_max": _rtp_port,
     "advertised_address": _address,
     "debian_mirror": _url,
     "apt_ignore_expired": _yes,
@@ -156,7 +167,24 @@ _PARSERS: dict[str, Callable[[str], object]] = {
 
 
 # Without VOIP_, too, in .env; in an environment these may be anybody's.
-_ALIASES = ("INFRA", "SIP_DOMAIN")
+_ALIASES = ("INFRA", "SIP_DOMAIN", "RTP_PORT_MIN", "RTP_PORT_MAX")
+
+# Keys of the developer guide that say nothing here, and what says it.
+_DEVSTACK = "services are on infra-1, or with VOIP_INFRA=devstack at VOIP_DEVSTACK_ADDRESS, at a devstack-core's ports"
+_LOGIN = "each machine gets a login of its own (docs/secrets.md)"
+_INVENTORY = "ansible/inventory/development.yml has the machines' addresses"
+_ELSEWHERE = {
+    "VAULT_ADDR": _DEVSTACK,
+    "VAULT_ROLE_ID": _LOGIN,
+    "VAULT_SECRET_ID": _LOGIN,
+    "POSTGRES_HOST": _DEVSTACK,
+    "POSTGRES_PORT": _DEVSTACK,
+    "REDIS_HOST": _DEVSTACK,
+    "REDIS_PORT": _DEVSTACK,
+    "SIP_PROXY_HOST": _INVENTORY,
+    "RTPENGINE_HOST": _INVENTORY,
+    "RTPENGINE_PORT": "ansible/roles/rtpengine/component.yml has its ports",
+}
 
 
 def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> Settings:
@@ -174,6 +202,7 @@ def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> 
     }
     keys = [f"{PREFIX}{f.upper()}" for f in _PARSERS]
     found: list[tuple[str, str, str]] = []
+    ends = ("", "", "")  # the last that said where RTP's ports begin or end
     for number, line in enumerate(env_file.splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
@@ -183,6 +212,8 @@ def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> 
         if not equals:
             raise SettingsError(f"{where}: {text!r} is not KEY=VALUE", "see .env.example")
         found.append((where, key.strip(), value.strip().strip("\"'")))
+    if idle := [f"{where}: {key}: {_ELSEWHERE[key]}" for where, key, _ in found if key in _ELSEWHERE]:
+        raise SettingsError("\n".join(idle), "remove what says nothing here")
     found += [("the environment", k, v) for k, v in sorted(environment.items()) if k in keys]
     for where, key, value in found:
         if key not in keys and key not in _ALIASES:
@@ -194,7 +225,16 @@ def parse(env_file: str, environment: Mapping[str, str], name: str = ".env") -> 
             values[field] = _PARSERS[field](value)
         except ValueError as error:
             raise SettingsError(f"{where}: {key}={value}: {error}", "see .env.example") from None
-    return Settings(**values)  # type: ignore[arg-type]
+        if field.startswith("rtp_port"):
+            ends = (where, key, value)
+    conf = Settings(**values)  # type: ignore[arg-type]
+    if conf.rtp_port_min >= conf.rtp_port_max:
+        where, key, value = ends
+        raise SettingsError(
+            f"{where}: {key}={value}: RTP would have the ports {conf.rtp_port_min} to {conf.rtp_port_max}",
+            "VOIP_RTP_PORT_MIN must be below VOIP_RTP_PORT_MAX",
+        )
+    return conf
 
 
 @functools.cache

@@ -276,3 +276,11 @@ def test_a_component_of_one_provider_is_there_with_that_one_only() -> None:
     assert components.load(CONF)["vault_server"].enabled
     assert not components.load(settings.parse("VOIP_SECRETS=file", {}))["vault_server"].enabled
     assert not components.load(settings.parse("INFRA=devstack", {}))["redis"].enabled
+
+
+def test_the_settings_say_which_ports_media_has() -> None:
+    every = components.load(settings.parse("RTP_PORT_MIN=30000\nRTP_PORT_MAX=30999", {}))
+    found = components.variables(every)
+    assert found["voip_port_rtp"] == found["voip_port_pbx_rtp"] == "30000-30999"
+    with pytest.raises(InventoryError, match="rtpengine-ng: rtpengine listens on udp 2000-2999 already"):
+        components.load(settings.parse("RTP_PORT_MIN=2000\nRTP_PORT_MAX=2999", {}))

@@ -28,6 +28,11 @@ def test_an_unknown_key_is_named_with_its_line_and_the_likely_one() -> None:
         "VOIP_MITOGEN=maybe",
         "VOIP_EXTERNAL_BRIDGE=not an interface",
         "VOIP_LAB",
+        "RTP_PORT_MIN=many",
+        "RTP_PORT_MIN=1023",
+        "RTP_PORT_MIN=20000",
+        "RTP_PORT_MAX=65536",
+        "RTP_PORT_MAX=9999",
         "SIP_DOMAIN=-sip.local",
         "SIP_DOMAIN=sip..local",
         "SIP_DOMAIN=sip_1.local",
@@ -41,6 +46,26 @@ def test_a_bad_value_is_named_with_its_line(line: str) -> None:
         settings.parse(f"\n{line}\n", {})
     assert ".env line 2" in caught.value.message
     assert line in caught.value.message
+
+
+def test_the_guides_keys_count_in_our_file_only() -> None:
+    text = "SIP_DOMAIN=Sip.Example.org\nRTP_PORT_MIN=30000\nRTP_PORT_MAX=30999\n"
+    chosen = settings.parse(text, {})
+    assert (chosen.sip_domain, chosen.rtp_port_min, chosen.rtp_port_max) == ("sip.example.org", 30000, 30999)
+    anybodys = dict(line.split("=") for line in text.splitlines()) | {"VAULT_ADDR": "https://vault.example.org"}
+    assert settings.parse("", anybodys) == settings.parse("", {})
+
+
+def test_all_of_the_guides_keys_that_say_nothing_are_named_at_once_with_what_says_it() -> None:
+    env = "VAULT_ROLE_ID=x\n\nPOSTGRES_PORT=5432\nSIP_PROXY_HOST=192.168.64.10\nRTPENGINE_PORT=2223"
+    with pytest.raises(SettingsError) as caught:
+        settings.parse(env, {})
+    said = caught.value.message.splitlines()
+    assert [line.partition(": ")[0] for line in said] == [f".env line {n}" for n in (1, 3, 4, 5)]
+    for line, words in zip(
+        said, ["VAULT_ROLE_ID", "VOIP_DEVSTACK_ADDRESS", "development.yml", "rtpengine"], strict=True
+    ):
+        assert words in line
 
 
 def test_the_environment_wins_over_the_file() -> None:
