@@ -41,6 +41,11 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
 """
 
 
+def test_whoever_logs_in_has_the_console(host: Host) -> None:
+    path = "PATH=/usr/local/bin:/usr/bin:/bin"  # as sshd gives it
+    assert host.check_output(f"runuser -u {STACK.user} -- env {path} asterisk -rx 'core show uptime'")
+
+
 def request(method: str, user: str = "") -> str:
     to = f"sip:{user}@{PBX}" if user else f"sip:{PBX}"
     tag = uuid.uuid4().hex

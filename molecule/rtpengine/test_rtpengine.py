@@ -283,6 +283,16 @@ def test_control_listens_inside_only(host: Host) -> None:
     assert found == {f"{INTERNAL}:2223", f"{INTERNAL}:2225", "127.0.0.1:2224"}
 
 
+def test_whoever_logs_in_sees_sessions_and_module(host: Host) -> None:
+    def user(command: str) -> str:
+        path = "PATH=/usr/local/bin:/usr/bin:/bin"  # as sshd gives it
+        return host.check_output(f"runuser -u {inventory.load().user} -- env {path} sh -c %s", command)
+
+    assert "sessions on this media relay" in user("rtpengine-ctl list sessions")
+    assert "Uptime of rtpengine" in user("rtpengine-ctl list totals")
+    assert user("lsmod | grep xt_RTPENGINE")
+
+
 def test_an_option_that_it_does_not_know_never_reaches_it(host: Host) -> None:
     host.check_output("{ cat /etc/rtpengine/rtpengine.conf; echo no-such-option = 1; } >/tmp/bad.conf")
     done = host.run("rtpengine-try-config /tmp/bad.conf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -344,6 +345,10 @@ def test_ssh_knows_a_machine_by_all_its_names_and_its_key() -> None:
         key = store.directory("sip-1") / "ssh_host_ed25519_key"
         assert [config["hostkeyalias"], *ssh.public(key).split()[:2]] == known
     assert ssh.identity().stat().st_mode & 0o777 == 0o600
+    plain = ["env", f"PATH={ssh.commands()}:{os.environ['PATH']}", "ssh", "-G"]
+    for words in (["voip@192.168.64.10"], ["-l", "voip", "sip-1"]):
+        done = subprocess.run([*plain, *words], capture_output=True, text=True, check=True)
+        assert f"identityfile {ssh.identity()}" in done.stdout.splitlines()
     vms.destroy(["sip-1"], Story())
     done = subprocess.run([*vms.ssh.argv("sip-1", options=["-G"])], capture_output=True, text=True, check=True)
     assert "192.168.64.10" not in done.stdout

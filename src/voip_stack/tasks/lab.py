@@ -7,7 +7,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from voip_stack import lab, packages, ui
+from voip_stack import lab, packages, ui, vms
 
 
 @task
@@ -51,7 +51,8 @@ def shell(_c: Context, outside: bool = False, command: str = "") -> None:
     """A shell inside the lab, with this computer's addresses on its networks."""
     home = lab.current()
     home.up()
-    program = ["sh", "-c", command] if command else [os.environ.get("SHELL", "sh")]
+    program = ["env", f"PATH={vms.ssh.commands()}:{os.environ['PATH']}"]
+    program += ["sh", "-c", command] if command else [os.environ.get("SHELL", "sh")]
     argv = home.outside(*program) if outside else home.inside(*program)
     code = subprocess.run(argv, check=False).returncode
     if command and code:

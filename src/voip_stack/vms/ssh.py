@@ -26,6 +26,14 @@ def config_path() -> Path:
     return settings.load().cache_dir / "ssh" / "config"
 
 
+def commands() -> Path:
+    """A directory to begin a PATH with: its `ssh` knows the machines, by `ssh voip@192.168.64.10` too."""
+    program = config_path().with_name("bin") / "ssh"
+    # The standard PATH, which ours is not in: there it would find itself.
+    files.write(program, f'#!/bin/sh\ncommand -p ssh -F {shlex.quote(str(config_path()))} "$@"\n', mode=0o755)
+    return program.parent
+
+
 def identity() -> Path:
     """The user's key for the machines; made at first use."""
     return ensure_key(settings.load().secrets_dir / "id_ed25519", "voip-stack")
