@@ -148,7 +148,7 @@ def ours(server: Vault, machines: Machines, domain: str, sip_domain: str, bound:
         yield from _ensure(server, role_path(name), settings, f"the AppRole {role(name)}")
         for certificate in allowed["certificates"]:
             pki: dict[str, Any] = {
-                "allowed_domains": [domain, *([sip_domain] if allowed["domain"] else [])],
+                "allowed_domains": list(dict.fromkeys([domain, *([sip_domain] if allowed["domain"] else [])])),
                 "allow_subdomains": True,
                 "allow_bare_domains": allowed["domain"],
                 "allow_ip_sans": True,

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import libvirt
 import pytest
+from invoke.context import Context
 
-from voip_stack import inventory, lab, settings
+from voip_stack import inventory, lab, settings, vms
 from voip_stack.deadline import Deadline
 from voip_stack.errors import LabError
 from voip_stack.inventory import Inventory
@@ -23,6 +24,7 @@ from voip_stack.lab.namespace import NamespaceLab
 from voip_stack.lab.netns import Namespace
 from voip_stack.lab.outside import Outside
 from voip_stack.lab.vmnet import VmnetLab
+from voip_stack.tasks.lab import shell
 
 SCHEMAS = Path("/usr/share/libvirt/schemas")
 L = TypeVar("L", bound=Lab)
@@ -52,6 +54,25 @@ def test_the_lab_is_at_home_where_a_libvirtd_answers_unless_one_is_named(
     env: str, system: str, expected: type[Lab], stock: Inventory
 ) -> None:
     assert type(lab.choose(settings.parse(env, {}), stock, system)) is expected
+
+
+class _Here:
+    def up(self) -> None:
+        """It is."""
+
+    def inside(self, *argv: str) -> list[str]:
+        return list(argv)
+
+
+def test_in_the_labs_shell_plain_ssh_knows_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lab, "current", _Here)
+    monkeypatch.setattr(vms.ssh, "config_path", lambda: tmp_path / "a cache" / "config")
+    (tmp_path / "a cache").mkdir()
+    (tmp_path / "a cache" / "config").write_text("Host 192.168.64.10\n  HostKeyAlias sip-1\n")
+    shell(Context(), command="ssh -G voip@192.168.64.10")
+    assert "hostkeyalias sip-1" in capfd.readouterr().out.splitlines()
 
 
 @pytest.mark.skipif(not (SCHEMAS / "network.rng").exists(), reason="libvirt's schemas are not here")
