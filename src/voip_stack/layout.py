@@ -10,22 +10,22 @@ import base64
 import functools
 import hashlib
 import json
-import subprocess
-import sys
-import tempfile
+import runpy
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from voip_stack import database, devstack, paths, provision
-from voip_stack.errors import ProvisionError, VmError, VoipError
+import jinja2
+import yaml
+
+from voip_stack import components, database, devstack, paths, secrets
+from voip_stack.errors import VmError, VoipError
 from voip_stack.lab import http_client
 
 MARK = "voip-stack"  # how the comment of a database or a role begins that this stack has made
 _OLDEST_POSTGRESQL = 14  # CREATE OR REPLACE TRIGGER
-_PLAY = paths.ANSIBLE / "playbooks" / "layout.yml"
+_ROLES = paths.ANSIBLE / "roles"
 _HTTP_UNAUTHORIZED, _HTTP_NOT_FOUND, _HTTP_ERRORS = 401, 404, 400
 
 Step = tuple[str, Callable[[], object]]  # what is missing (or there), and what makes (or removes) it
@@ -53,31 +53,39 @@ class Layout:
         return str(self.definitions["vhosts"][0]["name"])
 
 
-def render(new: Mapping[str, str] | None = None) -> Layout:
-    """The layout as the roles' own templates have it; `new`: secrets that are to replace those in the store.
+def render(secret: Callable[[str], str] = secrets.get) -> Layout:
+    """The layout as the roles' own templates have it; `secret` gives passwords by the names of secrets.
 
-    Raises ProvisionError.
+    Raises VoipError when it does.
     """
-    with tempfile.TemporaryDirectory(prefix="voip-layout-") as place:  # mode 0700
-        values = Path(place) / "values.json"
-        values.write_text(json.dumps({**(new or {}), "layout_directory": place}))
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), str(_PLAY), f"--extra-vars=@{values}"]
-        done = subprocess.run(
-            command,
-            env=provision.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise ProvisionError("what the services are to hold can't be rendered", f"see {_PLAY}", done.stdout[-2000:])
-        databases = json.loads((Path(place) / "databases.json").read_text())
-        return Layout(
-            (Path(place) / "setup.sql").read_text(),
-            {d["name"]: [login["name"] for login in d["logins"]] for d in databases},
-            json.loads((Path(place) / "definitions.json").read_text()),
-        )
+    # As Ansible's template lookup has it: trim_blocks, and what is not defined is an error.
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_ROLES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        autoescape=False,  # noqa: S701  # SQL and JSON
+    )
+    own = runpy.run_path(str(_ROLES / "rabbitmq/filter_plugins/rabbitmq.py"))["FilterModule"]
+    templates.filters |= {"to_json": json.dumps, **own().filters()}
+    told = components.variables(components.current())
+    databases = _filled(told["voip_databases"], secret)
+    sql = templates.get_template("postgresql/templates/setup.sql.j2").render(postgresql_databases=databases)
+    vhost = yaml.safe_load((_ROLES / "rabbitmq/defaults/main.yml").read_text())["rabbitmq_vhost"]
+    lists = {
+        f"rabbitmq_{kind}": _filled(told[f"voip_rabbitmq_{kind}"], secret) for kind in ("exchanges", "queues", "users")
+    }
+    definitions = templates.get_template("rabbitmq/templates/definitions.json.j2").render(rabbitmq_vhost=vhost, **lists)
+    return Layout(sql, {d["name"]: [n["name"] for n in d["logins"]] for d in databases}, json.loads(definitions))
+
+
+def _filled(value: Any, secret: Callable[[str], str]) -> Any:
+    """`value` with passwords in place of the templates that name them."""
+    if isinstance(value, components.Template):
+        return secret(value.strip("{ }"))
+    if isinstance(value, dict):
+        return {key: _filled(item, secret) for key, item in value.items()}
+    return [_filled(item, secret) for item in value] if isinstance(value, list) else value
 
 
 def plan(wanted: Layout) -> Iterator[Step]:

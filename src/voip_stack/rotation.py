@@ -73,7 +73,7 @@ def rotate(component: str, tell: Tell) -> None:
 def _tell_servers(servers: Sequence[str], new: dict[str, str]) -> None:
     """Make the new passwords (`new`, by name) valid in the servers that know them."""
     if inventory.load().devstack:
-        for _ in infra.make(layout.plan(layout.render(new))):
+        for _ in infra.make(layout.plan(layout.render(lambda name: new.get(name) or secrets.get(name)))):
             pass
         return
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="voip-secrets-") as values:  # mode 0600

@@ -125,9 +125,13 @@ def test_redis_is_asked_for_its_version_and_whether_it_is_a_cluster(
         server.server_close()
 
 
+def _password(name: str) -> str:
+    return "it's" if name == "postgresql_password_cdr" else name
+
+
 @pytest.fixture(scope="module")
 def wanted() -> Layout:
-    return layout.render({name: name for name in secrets.catalogue()} | {"postgresql_password_cdr": "it's"})
+    return layout.render(_password)
 
 
 def test_the_layout_is_that_of_the_roles(wanted: Layout) -> None:
@@ -136,6 +140,23 @@ def test_the_layout_is_that_of_the_roles(wanted: Layout) -> None:
     assert "PASSWORD 'it''s'" in wanted.sql
     assert [user["name"] for user in wanted.definitions["users"]] == ["cdr_publisher", "cdr_reader"]
     assert "it's" not in repr(wanted)
+
+
+def test_the_layout_is_to_the_letter_what_ansible_makes_of_the_roles(wanted: Layout) -> None:
+    roles = paths.ANSIBLE / "roles"
+    argv = [str(Path(sys.executable).with_name("ansible")), "infra-1", "-m", "debug", "-c", "local", "-o"]
+    argv += ["-e", json.dumps({name: _password(name) for name in secrets.catalogue()})]
+    for role in ("postgresql", "rabbitmq"):
+        argv += [f"-e@{roles / role / part / 'main.yml'}" for part in ("defaults", "vars")]
+    files = [roles / "postgresql/templates/setup.sql.j2", roles / "rabbitmq/templates/definitions.json.j2"]
+    argv += ["-a", f"msg={{{{ query('ansible.builtin.template', {', '.join(repr(str(f)) for f in files)}) }}}}"]
+    env = {**os.environ, "ANSIBLE_CONFIG": str(paths.ANSIBLE / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    env["ANSIBLE_FILTER_PLUGINS"] = str(roles / "rabbitmq/filter_plugins")
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sql, definitions = json.loads(done.stdout.partition(" => ")[2])["msg"]
+    assert wanted.sql == sql
+    assert wanted.definitions == json.loads(definitions)
 
 
 class _Broker(http.server.BaseHTTPRequestHandler):
