@@ -6,15 +6,13 @@ Sources: Vault's API of KV version 2, AppRole, PKI.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from voip_stack import cli, devstack, inventory, lab, layout, secrets, settings, ui, vault
+from voip_stack import devstack, inventory, lab, layout, secrets, settings, vault
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
 from voip_stack.layout import Step
@@ -375,40 +373,3 @@ def require() -> None:
                 raise VoipError(
                     f"{row.service} of devstack-core ({row.address}) lacks: {'; '.join(row.lacks)}", row.hint
                 )
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m voip_stack.infra", description=__doc__.splitlines()[0])
-    parser.add_argument("--vault", metavar="NAME,ADDRESS,PORT", help="the server; the stack's own when left out")
-    parser.add_argument("--keys", type=Path, help="the file of its keys")
-    parser.add_argument(
-        "--ca", type=lambda text: Path(text) if text else None, help="the file of the CA of its certificate"
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    made = commands.add_parser("setup", help="make what is missing; prints what that was")
-    made.add_argument(
-        "--machines",
-        type=json.loads,
-        help='as JSON: {"sip": {"sip-1": ["192.168.64.10", "192.168.65.10"]}}; of the inventory if left out',
-    )
-    machine = commands.add_parser("login", help="what a machine logs in with, as JSON")
-    for option in ("class", "machine", "address"):
-        machine.add_argument(f"--{option}", required=True)
-    return parser.parse_args()
-
-
-def _main() -> None:
-    arguments = _arguments()
-    server = vault.current() if not arguments.vault else None
-    if server is None:
-        name, address, port = arguments.vault.split(",")
-        server = Vault(name, address, int(port), arguments.ca, vault.token_in(arguments.keys))
-    if arguments.command == "login":
-        ui.as_json(login(server, getattr(arguments, "class"), arguments.machine, arguments.address))
-        return
-    for made in make(in_vault(server, arguments.machines)):
-        ui.say(f"made {made}")
-
-
-if __name__ == "__main__":
-    cli.guard(_main)

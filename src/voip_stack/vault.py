@@ -159,6 +159,14 @@ def of(machine: Machine, token: str = "") -> Vault:
     return Vault(machine.name, str(machine.internal), inventory.load().port("vault"), keys_dir() / "ca.pem", token)
 
 
+def at(name: str, address: str, port: int, keys: str, ca: str = "") -> Vault:
+    """The Vault that is named so, with all rights: `keys` and `ca` are files, as token_in() and Vault have them.
+
+    Raises VaultError.
+    """
+    return Vault(name, address, port, Path(ca) if ca else None, token_in(Path(keys)))
+
+
 def token_in(file: Path) -> str:
     """The root token in `file`: our keys of a Vault, or the token alone, as in devstack-core. Raises VaultError."""
     if file.exists() and not file.read_text().lstrip().startswith("{"):
