@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from voip_stack import inventory, lab, vault
 from voip_stack.errors import VmError, VoipError
 
+MANAGEMENT_PORT = 15672  # of RabbitMQ: the HTTP API that its plugin rabbitmq_management serves
 _SECONDS = 15  # for one answer
 
 
@@ -29,7 +30,7 @@ class Login:
         return f"{self.service} on {inventory.DEVSTACK} ({self.address}:{self.port})"
 
 
-def _login(service: str, port: str, path: str, user: str = "user", place: str = "") -> Login:
+def _login(service: str, port: int, path: str, user: str = "user", place: str = "") -> Login:
     """The login that is in its Vault under secret/`path`. Raises VaultError, VoipError."""
     kept = vault.current().kv(path)
     for key in ("password", *filter(None, (user, place))):
@@ -39,21 +40,19 @@ def _login(service: str, port: str, path: str, user: str = "user", place: str = 
                 "is it a devstack-core that has started?",
             )
     address = str(inventory.load().infra()[1])
-    return Login(
-        service, address, inventory.DEVSTACK_PORTS[port], kept.get(user, ""), kept["password"], kept.get(place, "")
-    )
+    return Login(service, address, port, kept.get(user, ""), kept["password"], kept.get(place, ""))
 
 
 @functools.cache
 def postgresql() -> Login:
     """The superuser of its PostgreSQL, which is not called postgres. Raises VoipError."""
-    return _login("PostgreSQL", "postgresql", "postgres", place="database")
+    return _login("PostgreSQL", inventory.load().port("postgresql"), "postgres", place="database")
 
 
 @functools.cache
 def rabbitmq() -> Login:
     """The administrator of its RabbitMQ, at the management API. Raises VoipError."""
-    return _login("RabbitMQ", "rabbitmq-management", "rabbitmq")
+    return _login("RabbitMQ", MANAGEMENT_PORT, "rabbitmq")
 
 
 # Redis: https://redis.io/docs/latest/develop/reference/protocol-spec/
@@ -61,7 +60,7 @@ def rabbitmq() -> Login:
 
 def redis() -> tuple[str, str]:
     """Its version, and why RTPEngine can't keep its sessions there (empty: it could). Raises VoipError."""
-    login = _login("Redis", "redis", "redis-1", user="")
+    login = _login("Redis", inventory.load().port("redis"), "redis-1", user="")
     try:
         with lab.current().connect(login.address, login.port, timeout=_SECONDS) as connection:
             stream = connection.makefile("rwb")

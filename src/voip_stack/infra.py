@@ -257,6 +257,7 @@ def _open_the_way() -> None:
     """Where the lab is a namespace, a devstack-core on this computer is reached through it."""
     if inventory.load().devstack:
         lab.current().up()
+        lab.current().let_in(devstack.MANAGEMENT_PORT)
 
 
 def missing() -> Iterator[Step]:
@@ -308,16 +309,16 @@ def check() -> list[Row]:
         raise VoipError("the services around the stack are on infra-1, not in a devstack-core", "./voip status")
     _open_the_way()
     looks: dict[str, tuple[int, Callable[[], Row]]] = {
-        "Vault": (inventory.DEVSTACK_PORTS["vault"], _look_at_vault),
+        "Vault": (stack.port("vault"), _look_at_vault),
         "PostgreSQL": (
-            inventory.DEVSTACK_PORTS["postgresql"],
+            stack.port("postgresql"),
             lambda: _look_at_layout(layout.postgresql_version, layout.plan_postgresql),
         ),
         "RabbitMQ": (
-            inventory.DEVSTACK_PORTS["amqp"],
+            stack.port("amqp"),
             lambda: _look_at_layout(layout.rabbitmq_version, layout.plan_rabbitmq),
         ),
-        "Redis": (inventory.DEVSTACK_PORTS["redis"], _look_at_redis),
+        "Redis": (stack.port("redis"), _look_at_redis),
     }
     rows = []
     for service, (port, look) in looks.items():

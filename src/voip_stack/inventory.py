@@ -15,8 +15,6 @@ from voip_stack.errors import InventoryError
 Address = ipaddress.IPv4Address
 DEVSTACK = "devstack-core"
 SLOTS = range(201, 213)  # the last byte, on each network, of the guests of the roles' tests
-# Where it publishes what the stack uses, or looks at.
-DEVSTACK_PORTS = {"vault": 8200, "postgresql": 5432, "redis": 6379, "amqp": 5672, "rabbitmq-management": 15672}
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,20 @@ class Inventory:
         return components.enabled(machine.groups, self.components)
 
     def port(self, name: str) -> int:
-        """The port called `name` in a descriptor. Raises InventoryError when no enabled component has it."""
-        for service in self.services:
-            if service.name == name:
-                return service.ports[0]
+        """The port called `name` in a descriptor: an enabled component's, or one's that a devstack-core replaces.
+
+        Raises InventoryError when none has it.
+        """
+        for component in sorted(self.components.values(), key=lambda c: not c.enabled):
+            for port in component.ports if component.enabled or self.devstack else ():
+                if port.name == name:
+                    return port.ports[0]
         raise InventoryError(f"no enabled component has a port {name}", f"see {paths.ANSIBLE / components.FLAGS}")
+
+    @property
+    def devstack_ports(self) -> list[int]:
+        """What the stack uses, or looks at, in a devstack-core (TCP)."""
+        return [self.port(name) for name in ("vault", "postgresql", "redis", "amqp")] if self.devstack else []
 
 
 def _machine(name: str, groups: Iterable[str], values: dict[str, Any], networks: dict[str, Network]) -> Machine:

@@ -6,7 +6,7 @@ import concurrent.futures
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,8 +14,7 @@ from voip_stack import infra, inventory, layout, provision, secrets, settings, v
 from voip_stack.components import Secret, enabled
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
-
-Tell = Callable[[str], None]
+from voip_stack.tell import Tell
 
 _DELIVERY_SECONDS = 120  # the agent looks every 30 s
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from voip_stack import components, files, inventory, packages, paths, settings, ui, vms
+from voip_stack import components, files, inventory, packages, paths, settings, ui, vault, vms
 from voip_stack.errors import VoipError
 from voip_stack.host import current
 from voip_stack.roletest import proven, runner
@@ -167,11 +167,11 @@ def _stack_aside() -> Iterator[None]:
         with vms.paused(running):
             yield
         return
-    vms.stop(running)
+    vms.stop(running, ui.teller())
     try:
         yield
     finally:
-        vms.start(running)
+        vms.start(running, ui.teller(), then=vault.reopen)
 
 
 def _report(done: Sequence[Part], log: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees. The library calls these; nothing else prints."""
+"""What a person sees: commands call these, the library prints nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+
+from voip_stack.tell import Progress
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -36,6 +38,16 @@ def as_json(value: object) -> None:
     """`value` on standard output as JSON, for programs."""
     json.dump(value, sys.stdout, indent=2, default=str)
     sys.stdout.write("\n")
+
+
+def teller() -> Progress:
+    """A Progress that prints one line per machine and event, with the seconds since now."""
+    begin = time.monotonic()
+
+    def tell(name: str, what: str) -> None:
+        say(f"  {time.monotonic() - begin:5.0f} s  {name:<10} {what}")
+
+    return tell
 
 
 @dataclass

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voip_stack import inventory, settings
+from voip_stack import host, inventory, settings
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
-from voip_stack.inventory import DEVSTACK_PORTS, Machine
+from voip_stack.inventory import Machine
 from voip_stack.lab import http_client
+from voip_stack.tell import Progress
 
 _HTTP_NOT_FOUND, _HTTP_FORBIDDEN, _HTTP_UNAVAILABLE, _HTTP_ERRORS = 404, 403, 503, 400
+_OPEN_SECONDS = {"kvm": 15, "hvf": 15, "tcg": 90}  # for Vault to answer once its machine is ready
 _HTTP_WRONG_KEY = 400, 500  # what sys/unseal answers to one
 
 
@@ -185,9 +187,19 @@ def current() -> Vault:
     if stack.devstack:
         start = "start devstack-core and unseal its Vault; then: ./voip infra.check"
         return Vault(
-            name, str(address), DEVSTACK_PORTS["vault"], None, token_in(settings.load().devstack_token_file), start
+            name, str(address), stack.port("vault"), None, token_in(settings.load().devstack_token_file), start
         )
     return of(stack.machine(name), token_in(keys_dir() / f"{name}.json"))
+
+
+def reopen(machine: Machine, progress: Progress) -> None:
+    """Unseal the Vault of a `machine` that has started, if it has one; what keeps us from that is told."""
+    try:
+        if unseal_machine(machine, _OPEN_SECONDS[host.verdict() or "tcg"]):
+            progress(machine.name, "its Vault is unsealed")
+    except VaultError as error:
+        # Calls need no Vault: what is in the machines' files is theirs without it.
+        progress(machine.name, f"{error.message}: {error.hint}" if error.hint else error.message)
 
 
 def unseal_machine(machine: Machine, patience: float = 60) -> bool:

@@ -186,7 +186,7 @@ def test_calls_complete_with_it_and_without_infra_1(
         double.succeed("calls.verify", timeout=300)
         assert json.loads(double.succeed("cdr.list", "--json"))
     finally:
-        vms.start(infra)
+        vms.start(infra, then=vault.reopen)
         provision.run()
     calls.verify()
 

@@ -1,5 +1,6 @@
 """A devstack-core in place of infra-1: where its services are, what they say, and what of it is this stack's."""
 
+import dataclasses
 import http.server
 import json
 import os
@@ -18,6 +19,8 @@ from voip_stack import database, devstack, infra, inventory, lab, layout, paths,
 from voip_stack.deadline import Deadline
 from voip_stack.devstack import Login
 from voip_stack.errors import VmError, VoipError
+from voip_stack.lab import namespace
+from voip_stack.lab.namespace import NamespaceLab
 from voip_stack.lab.netns import Namespace
 from voip_stack.layout import Layout
 
@@ -48,6 +51,7 @@ def test_with_it_no_machine_of_ours_gives_services(chosen: inventory.Inventory) 
     assert list(chosen.machines) == ["sip-1", "media-1", "pbx-1"]
     assert not chosen.components["redis"].enabled
     assert "redis" not in {service.name for service in chosen.services}
+    assert chosen.devstack_ports == [8200, 5432, 6379, 5672]
     assert chosen.servers("pbx_servers") == [("pbx-1", inventory.Address("192.168.64.30"))]
 
 
@@ -333,3 +337,37 @@ def test_machines_in_the_lab_reach_what_this_computer_publishes(inner: Namespace
             relay.terminate()
             server.shutdown()
             server.server_close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+def test_the_lab_opens_a_way_once_and_shuts_it(
+    inner: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = inventory.load()
+    computer = stock.networks["internal"].computer
+    conf = settings.parse("", {"VOIP_CACHE_DIR": str(tmp_path)})
+    home = NamespaceLab(conf, dataclasses.replace(stock, devstack=computer))
+    monkeypatch.setattr(namespace, "RUN", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(paths.REPOSITORY / "src"))
+    monkeypatch.setattr(home, "inner", inner)
+    (home.state / "log").mkdir(parents=True)
+    inner.ip("address", "add", f"{computer}/32", "dev", "lo")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+        home.let_in(port)
+        relay = home._relay(str(port))
+        try:
+            before = relay.pid
+            home.let_in(port)
+            assert relay.pid == before
+            with home.connect(str(computer), port, 5) as client:
+                client.sendall(b"hello")
+                while True:  # connections that only looked whether it listens come first
+                    connection, _ = server.accept()
+                    with connection:
+                        if connection.recv(5) == b"hello":
+                            break
+        finally:
+            relay.stop()
+        with pytest.raises(ConnectionRefusedError):
+            home.connect(str(computer), port, 5)

@@ -15,6 +15,7 @@ from voip_stack.host.machine import ARM, X86
 from voip_stack.host.platforms import Linux, MacOS, Platform
 from voip_stack.host.tools import tools
 from voip_stack.paths import REPOSITORY
+from voip_stack.tell import nobody
 
 ALIVE = "echo '[ 1.2] Run /init as init process'; sleep 60"
 TRAP = "echo 'KVM internal error. Suberror: 1'; sleep 60"
@@ -212,10 +213,10 @@ def test_a_failure_stops_up_unless_it_could_be_mended(monkeypatch: pytest.Monkey
     monkeypatch.setattr(doctor, "examine", examine)
     mendable = False
     with pytest.raises(HostError, match="lab: down") as caught:
-        doctor.require(fix=True)
+        doctor.require(nobody, fix=True)
     assert caught.value.hint == "./voip lab.up"
     mendable = True
     with pytest.raises(HostError, match="lab: down"):
-        doctor.require()
-    doctor.require(fix=True)
+        doctor.require(nobody)
+    doctor.require(nobody, fix=True)
     assert not broken

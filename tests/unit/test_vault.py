@@ -139,6 +139,21 @@ def test_a_broken_file_of_keys_is_named(tmp_path: Path, text: str) -> None:
         Keys.read(tmp_path / "none.json")
 
 
+def test_after_a_start_what_keeps_a_vault_shut_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def unseal(machine: inventory.Machine, patience: float) -> bool:
+        assert patience
+        if told:
+            raise VaultError(f"Vault on {machine.name} can't be reached", "wait")
+        return True
+
+    monkeypatch.setattr(vault, "unseal_machine", unseal)
+    for _ in range(2):
+        vault.reopen(inventory.load().machine("infra-1"), lambda _name, what: told.append(what))
+    assert told == ["its Vault is unsealed", "Vault on infra-1 can't be reached: wait"]
+
+
 def test_a_machine_without_keys_has_nothing_to_unseal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vault, "keys_dir", lambda: tmp_path)
     assert vault.unseal_machine(inventory.load().machine("infra-1")) is False

@@ -15,7 +15,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from voip_stack import files, images, inventory, lab, settings, vault, vms
+from voip_stack import files, images, inventory, lab, settings, vms
 from voip_stack.errors import HostError, VmError
 from voip_stack.host.machine import X86, Hardware
 from voip_stack.images import Image
@@ -123,14 +123,17 @@ def test_machines_are_made_started_stopped_and_removed(driver: Any) -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_only_a_machine_of_before_has_a_vault_to_unseal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_machine_of_before_has_a_vault_to_unseal() -> None:
     asked: list[str] = []
-    monkeypatch.setattr(vault, "unseal_machine", lambda machine, _seconds: asked.append(machine.name))
-    vms.create([SIP], Story())
+
+    def unseal(machine: inventory.Machine, _progress: object) -> None:
+        asked.append(machine.name)
+
+    vms.create([SIP], then=unseal)
     assert asked == []
-    vms.create([SIP, PBX], Story())
+    vms.create([SIP, PBX], then=unseal)
     assert asked == ["sip-1"]
-    vms.start([PBX], Story())
+    vms.start([PBX], then=unseal)
     assert asked == ["sip-1", "pbx-1"]
 
 

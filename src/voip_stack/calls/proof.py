@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from voip_stack import inventory, settings, subscribers, ui, vms
+from voip_stack import inventory, settings, subscribers, vms
 from voip_stack.calls import audio, ladder, probes
 from voip_stack.calls.capture import PCMA, Capture, Recording, Sip, Stream
 from voip_stack.calls.phone import TONES_HZ, Phone, proxy_address, traces
@@ -203,12 +203,6 @@ def report(result: Result) -> str:
     }
     facts = [f"{name:<10} {text}" for name, text in lines.items()]
     return "\n".join([result.ladder, "", head, *rows, "", *facts])
-
-
-def show(result: Result) -> None:
-    """Print a proven call."""
-    ui.say(report(result))
-    ui.say(f"capture    {result.capture}")
 
 
 @contextlib.contextmanager

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from voip_stack import host, inventory, lab, settings, ui
+from voip_stack import host, inventory, lab, settings
 from voip_stack.errors import HostError
 from voip_stack.host.tools import tools
 from voip_stack.lab.base import privileged, tool_environment
+from voip_stack.tell import Tell
 
 PYTHON = (3, 11)
 DISK_EMPTY_GIB = 10  # base tree, images, builds and packages of a first `up`
@@ -50,23 +51,23 @@ def examine() -> Iterator[Finding]:
         yield from check()
 
 
-def examine_and_fix(fix: bool) -> list[Finding]:
+def examine_and_fix(fix: bool, tell: Tell) -> list[Finding]:
     """All findings; with `fix`, what can be mended is, and looked at again."""
     findings = list(examine())
     repairs = [f for f in findings if fix and f.fix and f.state is not State.OK]
     for finding in repairs:
-        ui.say(f"{finding.name}: {finding.mend}")
+        tell(f"{finding.name}: {finding.mend}")
         assert finding.fix  # noqa: S101  # selected above
         finding.fix()
     return list(examine()) if repairs else findings
 
 
-def require(fix: bool = False) -> None:
+def require(tell: Tell, fix: bool = False) -> None:
     """Raise HostError naming what keeps the stack from running here; with `fix`, mend what can be mended first."""
-    findings = examine_and_fix(fix)
+    findings = examine_and_fix(fix, tell)
     for finding in findings:
         if finding.state is State.WARNING:
-            ui.say(f"warning: {finding.name}: {finding.found}; {finding.mend}")
+            tell(f"warning: {finding.name}: {finding.found}; {finding.mend}")
     failed = [f for f in findings if f.state is State.FAILED]
     if failed:
         first = failed[0]

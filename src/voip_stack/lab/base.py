@@ -16,6 +16,7 @@ from voip_stack.deadline import Deadline
 from voip_stack.errors import HostError, LabError
 from voip_stack.inventory import Inventory
 from voip_stack.settings import Settings
+from voip_stack.tell import Tell, nobody
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,12 @@ class Lab(abc.ABC):
     def up(self) -> None:
         """Make what is missing and mend what is broken; nothing to do costs nothing. Raises LabError, HostError."""
 
+    def let_in(self, *ports: int) -> None:  # noqa: B027  # nothing to do where the lab is a part of this computer
+        """Let the lab reach TCP ports of a devstack-core that this computer publishes. Raises LabError."""
+
     @abc.abstractmethod
-    def down(self) -> None:
-        """Stop the machines that run and remove every process, interface and socket. Raises LabError."""
+    def down(self, tell: Tell = nobody) -> None:
+        """Stop the machines that run and remove every process, interface, socket. Raises LabError."""
 
     @abc.abstractmethod
     def status(self) -> list[Part]:

@@ -13,11 +13,12 @@ from xml.etree import ElementTree as ET
 import jinja2
 import libvirt
 
-from voip_stack import paths, ui
+from voip_stack import paths
 from voip_stack.errors import LabError
 from voip_stack.inventory import Network
 from voip_stack.lab.base import Interface, Lab, Part, end, run
 from voip_stack.lab.outside import Outside
+from voip_stack.tell import Tell, nobody
 
 _IDENTITY = uuid.uuid5(uuid.NAMESPACE_URL, "urn:voip-stack:network")
 
@@ -68,11 +69,11 @@ class LibvirtLab(Lab):
                 connection.networkDefineXML(render(network)).create()
         self.phones.attach(self.settings.external_bridge or self.inventory.networks["external"].bridge)
 
-    def down(self) -> None:
+    def down(self, tell: Tell = nobody) -> None:
         with self._connection() as connection:
             for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
                 if domain.name() in self.inventory.machines:
-                    ui.say(f"stopping {domain.name()}")
+                    tell(f"stopping {domain.name()}")
                     # It may have ended by itself since.
                     with contextlib.suppress(libvirt.libvirtError):
                         domain.destroy()

@@ -18,14 +18,15 @@ from pathlib import Path
 
 import libvirt
 
-from voip_stack import files, ui
+from voip_stack import files
 from voip_stack.deadline import Deadline
 from voip_stack.errors import LabError
-from voip_stack.inventory import DEVSTACK_PORTS, Inventory
+from voip_stack.inventory import Inventory
 from voip_stack.lab.base import Daemon, Interface, Lab, Part, end, run, tool_environment
 from voip_stack.lab.netns import Namespace
 from voip_stack.lab.outside import Outside
 from voip_stack.settings import Settings
+from voip_stack.tell import Tell, nobody
 
 RUN = Path("/run/voip-stack")  # short: the path of a UNIX socket has at most 107 bytes
 SOCKET = RUN / "libvirt" / "libvirt-sock"
@@ -93,15 +94,6 @@ class NamespaceLab(Lab):
             ],
             RUN / "forwarder.pid",
         )
-        # A devstack-core that this computer publishes on its own ports is outside of the namespace.
-        relay = [
-            "-m",
-            "voip_stack.lab.relay",
-            self.inner.name,
-            str(network.computer),
-            *map(str, DEVSTACK_PORTS.values()),
-        ]
-        self.relay = Daemon([sys.executable, *relay], RUN / "relay.pid")
 
     @property
     def uri(self) -> str:
@@ -137,11 +129,26 @@ class NamespaceLab(Lab):
             if not self._runs(self.forwarder):
                 argv, port = self.inside(*self.forwarder.argv), self.settings.package_proxy_port
                 self._start(self.forwarder, argv, port, "the way to the package proxy")
-            computer, port = self.inventory.networks["internal"].computer, DEVSTACK_PORTS["vault"]
-            if self.inventory.devstack == computer and not (self.relay.pid and self._listens(port)):
-                self._start(self.relay, self.relay.argv, port, "the way to the devstack-core")
+            self._let_in(self.inventory.devstack_ports)
 
-    def down(self) -> None:
+    def let_in(self, *ports: int) -> None:
+        with self._locked():
+            self._let_in(ports)
+
+    def _let_in(self, ports: Sequence[int]) -> None:
+        if self.inventory.devstack != self.inventory.networks["internal"].computer:
+            return
+        relay = self._relay("-".join(map(str, ports)))
+        if not (relay.pid and self._listens(ports[0])):
+            self._start(relay, relay.argv, ports[0], "the way to the devstack-core")
+
+    def _relay(self, ports: str) -> Daemon:
+        """A devstack-core that this computer publishes on its own ports is outside of the namespace."""
+        where = (self.inner.name, str(self.inventory.networks["internal"].computer))
+        argv = [sys.executable, "-m", "voip_stack.lab.relay", *where, *ports.split("-")]
+        return Daemon(argv, RUN / f"relay-{ports}.pid")
+
+    def down(self, tell: Tell = nobody) -> None:
         self._check()
         with self._locked():
             self._claim()
@@ -151,9 +158,10 @@ class NamespaceLab(Lab):
             if any((RUN / "libvirt" / "qemu").glob("*.pid")):
                 if not self._answers():
                     self._start_libvirtd()
-                self._stop_machines()
+                self._stop_machines(tell)
             self.forwarder.stop()
-            self.relay.stop()
+            for file in RUN.glob("relay-*.pid"):
+                self._relay(file.stem.removeprefix("relay-")).stop()
             self.libvirtd.stop()
             for namespace in (self.phones, self.inner):
                 # What is in there now is a forwarder's child, a phone or somebody's shell.
@@ -161,7 +169,7 @@ class NamespaceLab(Lab):
                 if rest:
                     end(list(rest))
                 if others := sorted(set(rest.values()) - {"socat"}):
-                    ui.say(f"ended in {namespace.name}: {', '.join(others)}")
+                    tell(f"ended in {namespace.name}: {', '.join(others)}")
                 namespace.remove()
             shutil.rmtree(RUN, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -292,14 +300,14 @@ class NamespaceLab(Lab):
             daemon.stop()
             raise LabError(f"{title} did not open", f"its log: {log}", log.read_text())
 
-    def _stop_machines(self) -> None:
+    def _stop_machines(self, tell: Tell) -> None:
         try:
             connection = libvirt.open(self.uri)
         except libvirt.libvirtError as error:
             raise LabError("libvirtd of the lab does not answer", "./voip lab.up", str(error)) from None
         try:
             for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-                ui.say(f"stopping {domain.name()}")
+                tell(f"stopping {domain.name()}")
                 # It may have ended by itself since.
                 with contextlib.suppress(libvirt.libvirtError):
                     domain.destroy()

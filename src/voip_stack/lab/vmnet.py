@@ -10,11 +10,12 @@ from pathlib import Path
 import jinja2
 import libvirt
 
-from voip_stack import paths, ui
+from voip_stack import paths
 from voip_stack.deadline import Deadline
 from voip_stack.errors import LabError
 from voip_stack.inventory import Address, Network
 from voip_stack.lab.base import Interface, Lab, Part, privileged, run
+from voip_stack.tell import Tell, nobody
 
 RUN = Path("/var/run/voip-stack")
 DAEMONS = Path("/Library/LaunchDaemons")
@@ -93,12 +94,12 @@ class VmnetLab(Lab):
             for phone in (str(p) for p in self.inventory.phones if f"inet {p} " not in interface):
                 run(*privileged("ifconfig", interface.partition(":")[0], "alias", phone, str(outside.subnet.netmask)))
 
-    def down(self) -> None:
+    def down(self, tell: Tell = nobody) -> None:
         if self._answers():
             connection = libvirt.open(self.uri)
             for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
                 if domain.name() in self.inventory.machines:
-                    ui.say(f"stopping {domain.name()}")
+                    tell(f"stopping {domain.name()}")
                     domain.destroy()
             connection.close()
         for name in self.inventory.networks:

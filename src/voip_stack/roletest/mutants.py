@@ -140,10 +140,10 @@ def run(role: str, mutants: list[Mutant]) -> list[tuple[Mutant, str, float]]:
                 raise VoipError(f"{role} is red as it is, at {command}", f"mend it first: nox -s molecule -- {role}")
         there, asked = slots.guests_of(role), scenarios.wanted(scenarios.SCENARIOS / role / "hosts.yml")
         machines = [slots.slot(there[want.host], want) for want in asked]
-        vms.snapshot(machines, _SNAPSHOT, lambda _name, _what: None)
+        vms.snapshot(machines, _SNAPSHOT)
         for mutant in mutants:
             begin = time.monotonic()
-            vms.revert(machines, _SNAPSHOT, lambda _name, _what: None)
+            vms.revert(machines, _SNAPSHOT)
             shutil.copytree(_ROLES / role, roles / role)
             mutant.apply(roles)
             caught = _caught(role, roles)

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from voip_stack import files, host, images, inventory, lab, paths, settings, vms
 from voip_stack.errors import HostError, InventoryError, VmError
 from voip_stack.images.store import digest
 from voip_stack.inventory import Address, Machine
+from voip_stack.tell import Tell
 from voip_stack.vms import lifecycle, ready, saved, ssh, store
 from voip_stack.vms.connection import connect, connect_if_up, errors
 
@@ -34,8 +35,6 @@ _OWNER = "urn:voip-stack:guest"
 _TRY = 15  # seconds for one ssh
 _SPARE_MIB = 512  # of this computer's memory, left to others
 _OVERHEAD_MIB = 256  # what QEMU itself takes beside a guest's memory
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ def root() -> Path:
 def _save(connection: Any, machine: Machine, template: Path, tell: Tell) -> None:
     """Boot `machine`, save it, and make the template of what it then is."""
     tell(f"{machine.name}: booted once, then saved")
-    vms.create([machine], lambda _name, _what: None, recreate=True)
+    vms.create([machine], recreate=True)
     partial = template.with_name(f".{machine.name}")  # also of a killed save: the slot is ours alone
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, mode=0o700)
@@ -264,14 +263,14 @@ def _save(connection: Any, machine: Machine, template: Path, tell: Tell) -> None
         partial.rename(template)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        vms.destroy([machine.name], lambda _name, _what: None)
+        vms.destroy([machine.name])
 
 
 def _restore(connection: Any, machine: Machine, owner: Owner, tell: Tell) -> None:
     template = _template(machine)
     if not template.exists():
         _save(connection, machine, template, tell)
-    vms.destroy([machine.name], lambda _name, _what: None)  # what a killed run left here
+    vms.destroy([machine.name])  # what a killed run left here
     with store.locked(machine.name):
         files = store.directory(machine.name)
         files.mkdir(parents=True, mode=0o700)
@@ -324,7 +323,7 @@ def destroy(scenario: str, tell: Tell) -> None:
         for name, owner in _mine(connection, scenario).items():
             _end_orphans(owner)
             tell(f"{name} removed")
-            vms.destroy([name], lambda _name, _what: None)
+            vms.destroy([name])
         for name in _abandoned(connection):
             tell(f"{name}: removed what a killed run left")
 
@@ -348,7 +347,7 @@ def _abandoned(connection: Any) -> Iterator[str]:
         with contextlib.suppress(files.BusyError), store.locked(f"{name}-guest", seconds=0):
             domain = lifecycle.find(connection, name)
             if not (domain and _owner(domain)):
-                vms.destroy([name], lambda _name, _what: None)
+                vms.destroy([name])
                 yield name
 
 

@@ -15,4 +15,10 @@ def verify(_c: Context, proxy: str = "", json: bool = False) -> None:
     if json:
         ui.as_json(asdict(result))
     else:
-        calls.show(result)
+        show(result)
+
+
+def show(result: calls.Result) -> None:
+    """Print a proven call."""
+    ui.say(calls.report(result))
+    ui.say(f"capture    {result.capture}")

@@ -24,7 +24,7 @@ def down(c: Context) -> None:
     if c.config.run.dry:
         _show()
     else:
-        lab.current().down()
+        lab.current().down(ui.say)
         packages.proxy.stop()
 
 

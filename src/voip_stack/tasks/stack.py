@@ -14,11 +14,12 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from voip_stack import calls, images, infra, inventory, lab, packages, provision, settings, testrun, ui, vms
+from voip_stack import calls, images, infra, inventory, lab, packages, provision, settings, testrun, ui, vault, vms
 from voip_stack import status as stack_status
 from voip_stack.errors import CallError, VoipError
 from voip_stack.host import doctor
 from voip_stack.inventory import Machine
+from voip_stack.tasks.calls import show
 from voip_stack.vms import store
 
 
@@ -32,7 +33,7 @@ def up(_c: Context) -> None:
     if before := _last_from(begin):
         ui.say(f"The last time from {begin} it took {_duration(sum(before.values()))}.")
     with steps.step("doctor"):
-        doctor.require(fix=True)
+        doctor.require(ui.say, fix=True)
     with steps.step("lab"):
         lab.current().up()
         packages.proxy.start(lab.current().package_addresses)
@@ -41,7 +42,7 @@ def up(_c: Context) -> None:
         missing = [m.name for m in machines if m.name not in vms.existing()]
         bake_all(missing, steps)
     with steps.step("machines"):
-        vms.create(machines)
+        vms.create(machines, ui.teller(), then=vault.reopen)
     if inventory.load().devstack:
         with steps.step("services"):
             for made in infra.make(infra.missing()):
@@ -62,7 +63,7 @@ def up(_c: Context) -> None:
             ui.say(f"The call failed: {error.message}\nThe machines are provisioned again.")
             provision.run()
             result = calls.verify()
-        calls.show(result)
+        show(result)
     total = time.monotonic() - start
     ui.table(["step", "seconds"], [(n, f"{s:8.1f}") for n, s in [*steps.done, ("all", total)]])
     at = time.strftime("%FT%TZ", time.gmtime())

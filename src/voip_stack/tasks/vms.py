@@ -10,7 +10,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from voip_stack import inventory, lab, ui, vms
+from voip_stack import inventory, lab, ui, vault, vms
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
 
@@ -31,28 +31,28 @@ def _dry(c: Context, what: str, machines: Sequence[Machine]) -> bool:
 def create(c: Context, names: str = "", recreate: bool = False) -> None:
     """Make and start machines, and wait until they are ready; what is there is left."""
     if not _dry(c, "create", _chosen(names)):
-        vms.create(_chosen(names), recreate=recreate)
+        vms.create(_chosen(names), ui.teller(), recreate=recreate, then=vault.reopen)
 
 
 @task(positional=[], help={"names": _NAMES})
 def start(c: Context, names: str = "") -> None:
     """Start machines and wait until they are ready."""
     if not _dry(c, "start", _chosen(names)):
-        vms.start(_chosen(names))
+        vms.start(_chosen(names), ui.teller(), then=vault.reopen)
 
 
 @task(positional=[], help={"names": _NAMES})
 def stop(c: Context, names: str = "") -> None:
     """Shut machines down."""
     if not _dry(c, "stop", _chosen(names)):
-        vms.stop(_chosen(names))
+        vms.stop(_chosen(names), ui.teller())
 
 
 @task(positional=[], help={"names": _NAMES})
 def destroy(c: Context, names: str = "") -> None:
     """Remove machines with their disks and snapshots; images stay cached."""
     if not _dry(c, "destroy", _chosen(names)):
-        vms.destroy([m.name for m in _chosen(names)])
+        vms.destroy([m.name for m in _chosen(names)], ui.teller())
 
 
 def _uptime(seconds: float | None) -> str:
@@ -111,11 +111,11 @@ def logs(_c: Context, machine: str, lines: int = 40, follow: bool = False) -> No
 def snapshot(c: Context, names: str = "", name: str = "default") -> None:
     """Keep the running machines as they are at this moment, memory and disk."""
     if not _dry(c, f"save as {name}", _chosen(names)):
-        vms.snapshot(_chosen(names), name)
+        vms.snapshot(_chosen(names), name, ui.teller())
 
 
 @task(positional=[], help={"names": _NAMES, "name": "the snapshot's name"})
 def revert(c: Context, names: str = "", name: str = "default") -> None:
     """Bring machines back to a snapshot, running."""
     if not _dry(c, f"revert to {name}", _chosen(names)):
-        vms.revert(_chosen(names), name)
+        vms.revert(_chosen(names), name, ui.teller())

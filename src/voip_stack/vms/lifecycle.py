@@ -13,30 +13,26 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from voip_stack import host, images, inventory, lab, ui, vault
+from voip_stack import host, images, inventory, lab
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VmError
 from voip_stack.images import Image
 from voip_stack.inventory import Machine
+from voip_stack.tell import Progress, nobody
 from voip_stack.vms import domain as xml
 from voip_stack.vms import ready, seed, ssh, store, tools
 from voip_stack.vms.connection import NAMESPACE_URI, absent, connect, connect_if_up, errors
-from voip_stack.vms.ready import Progress
 
 SHUTDOWN_SECONDS = {"kvm": 45, "hvf": 45, "tcg": 90}  # for a guest to power itself off
-_VAULT_SECONDS = {"kvm": 15, "hvf": 15, "tcg": 90}  # for Vault to answer once its machine is ready
 _POWER_BUTTON_SECONDS = 10
 _FREE_SECONDS = 0.5  # for whoever has a machine's address to answer
 
 
-def teller() -> Progress:
-    """A Progress that prints one line per machine and event, with the seconds since now."""
-    begin = time.monotonic()
+Then = Callable[[Machine, Progress], None]  # what its caller does with a machine that is ready
 
-    def tell(name: str, what: str) -> None:
-        ui.say(f"  {time.monotonic() - begin:5.0f} s  {name:<10} {what}")
 
-    return tell
+def _nothing(_machine: Machine, _progress: Progress) -> None:
+    """Leave it as it is."""
 
 
 def find(connection: Any, name: str) -> Any:
@@ -107,13 +103,15 @@ def in_parallel(machines: Sequence[Machine], work: Callable[[Machine, threading.
         raise failed[0]
 
 
-def create(machines: Sequence[Machine], progress: Progress | None = None, recreate: bool = False) -> None:
+def create(
+    machines: Sequence[Machine], progress: Progress = nobody, recreate: bool = False, then: Then = _nothing
+) -> None:
     """Make the machines that are not there, start those that are off, and wait until all are ready.
 
-    With `recreate` those that stand on another image than today's are made anew; else they are only named.
+    With `recreate` those that stand on another image than today's are made anew; else they are only named. `then` is
+    done with each that was there before.
     Raises VmError, ImageError, LabError, HostError.
     """
-    progress = progress or teller()
     lab.current().up()
     with connect() as connection:
         for machine in machines:
@@ -135,8 +133,8 @@ def create(machines: Sequence[Machine], progress: Progress | None = None, recrea
                 if image_key(domain) != images.key(machine.image_name):
                     progress(machine.name, "stands on an older image; provisioning brings it along")
                 _boot(machine, domain, progress, stop)
-                if machine.name not in made:  # where nothing is set up yet, no Vault will answer
-                    _unseal(machine, progress)
+                if machine.name not in made:  # in a new one nothing is set up yet
+                    then(machine, progress)
 
         in_parallel(machines, work)
 
@@ -216,16 +214,6 @@ def _turn(machine: Machine, progress: Progress, stop: threading.Event) -> Iterat
         _TURNS.release()
 
 
-def _unseal(machine: Machine, progress: Progress) -> None:
-    """Unseal the Vault of `machine`, where there is one and we have its keys; what keeps us from that is told."""
-    try:
-        if vault.unseal_machine(machine, _VAULT_SECONDS[_accelerator()]):
-            progress(machine.name, "its Vault is unsealed")
-    except vault.VaultError as error:
-        # Calls need no Vault: what is in the machines' files is theirs without it.
-        progress(machine.name, f"{error.message}: {error.hint}" if error.hint else error.message)
-
-
 def _require_free(machine: Machine) -> None:
     """Raise VmError when somebody answers at the address of `machine`, which is off."""
     address = str(machine.internal)
@@ -247,9 +235,8 @@ def _need(connection: Any, machines: Sequence[Machine]) -> None:
         raise VmError(f"not there: {', '.join(missing)}", f"./voip vms.create {','.join(missing)}")
 
 
-def start(machines: Sequence[Machine], progress: Progress | None = None) -> None:
-    """Start machines that exist and wait until they are ready. Raises VmError, HostError."""
-    progress = progress or teller()
+def start(machines: Sequence[Machine], progress: Progress = nobody, then: Then = _nothing) -> None:
+    """Start machines that exist, wait until they are ready, and do `then` with each. Raises VmError, HostError."""
     lab.current().up()
     with connect() as connection:
         _need(connection, machines)
@@ -257,14 +244,13 @@ def start(machines: Sequence[Machine], progress: Progress | None = None) -> None
         def work(machine: Machine, stop: threading.Event) -> None:
             with store.locked(machine.name):
                 _boot(machine, find(connection, machine.name), progress, stop)
-                _unseal(machine, progress)
+                then(machine, progress)
 
         in_parallel(machines, work)
 
 
-def stop(machines: Sequence[Machine], progress: Progress | None = None) -> None:
+def stop(machines: Sequence[Machine], progress: Progress = nobody) -> None:
     """Shut machines down by ACPI; one that does not power off in time is switched off. Raises VmError, HostError."""
-    progress = progress or teller()
     _reach(m.name for m in machines)
     with connect_if_up() as connection:
 
@@ -310,9 +296,8 @@ def switch_off(domain: Any) -> None:
             raise
 
 
-def destroy(names: Sequence[str], progress: Progress | None = None) -> None:
+def destroy(names: Sequence[str], progress: Progress = nobody) -> None:
     """Remove machines: domain, disks, seed, snapshots, keys; absent ones are no error. Raises VmError, HostError."""
-    progress = progress or teller()
     _reach(names)
     with connect_if_up() as connection:
         for name in names:

@@ -13,10 +13,9 @@ from voip_stack import host, settings
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
+from voip_stack.tell import Progress
 from voip_stack.vms import ssh, store, tools
 from voip_stack.vms.connection import errors
-
-Progress = Callable[[str, str], None]  # a machine's name, what happens to it
 
 # Seconds from start to ready. An emulated machine has taken 530 beside two busy ones, on a slow computer.
 TIMEOUTS = {"kvm": 90, "hvf": 90, "tcg": 900}

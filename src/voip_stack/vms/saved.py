@@ -21,10 +21,10 @@ import libvirt
 from voip_stack import files
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
+from voip_stack.tell import Progress, nobody
 from voip_stack.vms import ready, ssh, store, tools
 from voip_stack.vms.connection import connect, connect_if_up, errors
-from voip_stack.vms.lifecycle import find, in_parallel, require_running, switch_off, teller
-from voip_stack.vms.ready import Progress
+from voip_stack.vms.lifecycle import find, in_parallel, require_running, switch_off
 
 # The clock of the guest's board follows the computer's; the kernel's own slept with the guest.
 _SET_CLOCK = "date --utc --set=@$(cat /sys/class/rtc/rtc0/since_epoch)"
@@ -56,14 +56,13 @@ def _locked(machines: Sequence[Machine]) -> Any:
         yield
 
 
-def snapshot(machines: Sequence[Machine], name: str = "default", progress: Progress | None = None) -> None:
+def snapshot(machines: Sequence[Machine], name: str = "default", progress: Progress = nobody) -> None:
     """Save memory and disk of all `machines` at one moment; they run on. A snapshot of that name is replaced.
 
     Raises VmError when one of them is off or can't be saved: the machines run on and an older snapshot stays.
     """
     if "/" in name or name.startswith("."):
         raise VmError(f"{name!r} is no name for a snapshot", "take a word: ./voip vms.snapshot --name before-upgrade")
-    progress = progress or teller()
     require_running(machines)
     layer = f"layer-{time.time_ns()}.qcow2"
     with _locked(machines), connect() as connection:
@@ -123,12 +122,11 @@ def _resume(domains: dict[str, Any]) -> None:
                 domain.resume()
 
 
-def revert(machines: Sequence[Machine], name: str = "default", progress: Progress | None = None) -> None:
+def revert(machines: Sequence[Machine], name: str = "default", progress: Progress = nobody) -> None:
     """Bring `machines` back to their snapshot `name`, running. It can be reverted to again.
 
     Raises VmError when one of them has no snapshot of that name, or not of the same moment; nothing is changed then.
     """
-    progress = progress or teller()
     notes = {m.name: _directory(m.name, name) / "layer" for m in machines}
     lacking = [machine for machine, note in notes.items() if not note.exists()]
     if lacking:
@@ -180,6 +178,6 @@ def set_clocks(machines: Sequence[Machine]) -> None:
 
         need = ready.Requirement("ssh answers and the clock is set", set_clock, f"./voip vms.logs {machine.name}")
         # Seconds on an idle computer; beside machines that boot or compile, an emulated one may take minutes.
-        ready.wait(machine, [need], ready.timeout(), lambda _name, _what: None, stop)
+        ready.wait(machine, [need], ready.timeout(), nobody, stop)
 
     in_parallel(machines, work)
