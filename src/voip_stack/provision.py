@@ -19,6 +19,7 @@ from voip_stack.errors import ProvisionError
 from voip_stack.host import speed
 from voip_stack.images.store import digest
 from voip_stack.inventory import Machine
+from voip_stack.tell import Progress, nobody
 
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
 # On a machine: the digest of what it was last provisioned with, from end to end and without a failure.
@@ -117,6 +118,7 @@ def run(
     verbosity: int = 0,
     extra_vars: Sequence[str] = (),
     extra_args: Sequence[str] = (),
+    progress: Progress = nobody,
 ) -> Report:
     """Provision the machines of `limit` (names or groups, comma-separated; all when empty).
 
@@ -128,7 +130,7 @@ def run(
     vms.require_running(machines)
     packages.proxy.start(lab.current().package_addresses)
     for name in packages.needed_by(c.name for c in components.enabled()):
-        packages.ensure(name)
+        packages.ensure(name, progress=progress)
     whole = not (only_tags or skip_tags or check or extra_vars or extra_args)
     if (extra_vars or extra_args) and not check:
         _on_each(machines, lambda _machine: f"rm -f {STAMP}")

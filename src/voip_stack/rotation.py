@@ -14,7 +14,7 @@ from voip_stack import infra, inventory, layout, provision, secrets, settings, v
 from voip_stack.components import Secret, enabled
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
-from voip_stack.tell import Tell
+from voip_stack.tell import Tell, lines
 
 _DELIVERY_SECONDS = 120  # the agent looks every 30 s
 
@@ -52,24 +52,24 @@ def rotate(component: str, tell: Tell) -> None:
     servers = list(dict.fromkeys(secret.issuer for secret in chosen if secret.issuer))
     if servers:
         tell(f"new passwords in {', '.join(servers)}")
-        _tell_servers(servers, new | {f"{name}_before": value for name, value in old.items()})
+        _tell_servers(servers, new | {f"{name}_before": value for name, value in old.items()}, tell)
     tell(f"new secrets in {'Vault' if settings.load().secrets == 'vault' else settings.load().secrets_dir}")
     for name, value in new.items():
         secrets.put(name, value)
     if settings.load().secrets == "file":
         roles = {c.name for c in enabled() if set(c.secrets) & set(chosen)}
         if roles:
-            provision.run(only_tags=",".join(sorted(roles)))
+            provision.run(only_tags=",".join(sorted(roles)), progress=lines(tell))
     tell("waiting for the files of who logs in")
     _await_delivery(chosen, new)
     if "redis" in servers and not stack.devstack:
         tell("the old password of redis is worth nothing any more")
-        provision.run(limit="infra", only_tags="redis")
+        provision.run(limit="infra", only_tags="redis", progress=lines(tell))
     # What was as it should be is so again: `up` need not look at every setting.
     provision.mark([machine for machine in machines if machine.name not in stale])
 
 
-def _tell_servers(servers: Sequence[str], new: dict[str, str]) -> None:
+def _tell_servers(servers: Sequence[str], new: dict[str, str], tell: Tell) -> None:
     """Make the new passwords (`new`, by name) valid in the servers that know them."""
     if inventory.load().devstack:
         for _ in infra.make(layout.plan(layout.render(lambda name: new.get(name) or secrets.get(name)))):
@@ -78,7 +78,7 @@ def _tell_servers(servers: Sequence[str], new: dict[str, str]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="voip-secrets-") as values:  # mode 0600
         json.dump(new, values)
         values.flush()
-        provision.run(limit="infra", only_tags=",".join(servers), extra_vars=[f"@{values.name}"])
+        provision.run(limit="infra", only_tags=",".join(servers), extra_vars=[f"@{values.name}"], progress=lines(tell))
 
 
 def _await_delivery(chosen: Sequence[Secret], new: dict[str, str]) -> None:

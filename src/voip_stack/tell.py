@@ -6,5 +6,10 @@ Tell = Callable[[str], None]  # one line
 Progress = Callable[[str, str], None]  # the name of a machine or a package, what happens to it
 
 
+def lines(tell: Tell) -> Progress:
+    """A Progress that tells `tell` a line for each: NAME: WHAT."""
+    return lambda name, what: tell(f"{name}: {what}")
+
+
 def nobody(*_: str) -> None:
     """Tell nobody."""

@@ -191,7 +191,7 @@ def fake_chroot(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A chroot where each build makes greeting and its debug symbols; the versions that were built."""
     built: list[str] = []
 
-    def run(_name: str, label: str, command: list[str], _log: Path) -> None:
+    def run(_name: str, label: str, command: list[str], _log: Path, *_: object) -> None:
         if label == "chroot":
             Path(command[-1], "build").mkdir(parents=True)
         if not label.startswith("compilation"):

@@ -73,7 +73,7 @@ def test_a_run_with_variables_of_its_own_leaves_machines_stale(
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))
     for module, name in ((vms, "require_running"), (proxy, "start")):
         monkeypatch.setattr(module, name, lambda *_: None)
-    monkeypatch.setattr(packages, "ensure", lambda *_: None)
+    monkeypatch.setattr(packages, "ensure", lambda *_, **__: None)
     provision.run(**options)
     assert said == told
 

@@ -41,7 +41,7 @@ echo 'INFO     [redis > verify] Executed: Successful'
     monkeypatch.setattr(runner, "molecule", lambda: str(program))
     monkeypatch.setattr(runner, "tested_package", lambda _role: "redis-server 5:8.0.2-3")
     monkeypatch.setattr(runner, "junit", lambda _runs, _file: None)
-    monkeypatch.setattr(packages, "ensure", lambda _name: None)
+    monkeypatch.setattr(packages, "ensure", lambda *_, **__: None)
     conf = settings.parse("VOIP_ACCELERATOR=tcg", {"VOIP_CACHE_DIR": str(tmp_path)})
     monkeypatch.setattr(settings, "load", lambda: conf)
     monkeypatch.setattr(proven, "FILE", file)
@@ -112,7 +112,7 @@ def test_a_scenario_that_is_not_done_in_time_is_ended_and_left(
 def test_a_scenario_whose_package_is_not_to_be_had_is_left_with_what_was_last_seen(
     scenario: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ensure(name: str) -> None:
+    def ensure(name: str, **_: object) -> None:
         raise UnavailableError(f"{name}: no version 1:22.* of {name} in unstable")
 
     assert not scenario.exists()
@@ -132,7 +132,7 @@ def test_a_scenario_whose_package_takes_all_the_time_is_not_begun(
 ) -> None:
     assert not scenario.exists()
     proven.record("asterisk", Proof("0" * 16, "2026-11-29T10:00Z", 7, 1, "tcg"))
-    monkeypatch.setattr(packages, "ensure", lambda _name: time.sleep(1.5))
+    monkeypatch.setattr(packages, "ensure", lambda *_, **__: time.sleep(1.5))
     matrix = runner.Matrix(["asterisk"], minutes=1.2 / 60)
     matrix.run(1)
     assert matrix.runs[0].result == "left: the time was over"
@@ -183,7 +183,7 @@ def test_a_run_without_any_test_proves_nothing(scenario: Path) -> None:
 def test_a_package_that_does_not_build_is_red(
     scenario: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ensure(name: str) -> None:
+    def ensure(name: str, **_: object) -> None:
         raise PackageError(f"{name}: compilation failed", "the whole log: there")
 
     assert not scenario.exists()

@@ -71,7 +71,7 @@ def driver(tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("VOIP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path / "secrets"))
     monkeypatch.setattr(lab, "current", FakeLab)
-    monkeypatch.setattr(images, "ensure", lambda _name: image)
+    monkeypatch.setattr(images, "ensure", lambda *_: image)
     monkeypatch.setattr(images, "key", lambda _name: image.key)
     monkeypatch.setattr(
         lifecycle, "hardware_for", lambda _made: Hardware("test", X86, "host-passthrough", "/usr/bin/qemu")

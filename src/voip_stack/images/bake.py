@@ -18,6 +18,7 @@ from voip_stack import components, inputs, inventory, packages, paths, settings
 from voip_stack.errors import HostError
 from voip_stack.images import base, store
 from voip_stack.images.store import Image
+from voip_stack.tell import Progress, nobody
 
 PLAIN = "plain"  # the image without any role, with a second kernel: what Molecule's guests start from
 PEERS = "peers"  # the same with the packages of what roles talk to, not configured: the other guests of a scenario
@@ -133,7 +134,7 @@ def prepare() -> None:
     base.ensure(log, packages.proxy.start())
 
 
-def ensure(name: str) -> Image:
+def ensure(name: str, progress: Progress = nobody) -> Image:
     """The image of machine `name`, of PLAIN or of PEERS; baked when there is none of this key.
 
     Raises ImageError or ProvisionError with the end of the log, InventoryError for an unknown machine.
@@ -152,7 +153,7 @@ def ensure(name: str) -> Image:
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     for package in packages_of(name):
-        packages.ensure(package)
+        packages.ensure(package, progress=progress)
     proxy = packages.proxy.start()
     tree = base.ensure(log, proxy)
     with store.building(directory) as partial:

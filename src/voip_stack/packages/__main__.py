@@ -2,11 +2,12 @@
 
 import sys
 
-from voip_stack import cli, packages
+from voip_stack import cli, packages, ui
+from voip_stack.tell import lines
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["--source", where, sha256]:
-            cli.guard(packages.ensure_source, where, sha256, refresh=True)
+            cli.guard(packages.ensure_source, where, sha256, refresh=True, progress=lines(ui.say))
         case [name]:
-            cli.guard(packages.ensure, name, refresh=True)
+            cli.guard(packages.ensure, name, refresh=True, progress=lines(ui.say))

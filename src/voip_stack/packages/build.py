@@ -10,9 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from voip_stack import settings, ui
+from voip_stack import settings
 from voip_stack.errors import HostError, PackageError, UnavailableError
 from voip_stack.packages import proxy, recipes, repository, source
+from voip_stack.tell import Progress, nobody
 
 # Ends with its parent (setpriv), takes all its children along (unshare's pid namespace), and its mounts are its own.
 _CONTAINED = (
@@ -68,7 +69,7 @@ _DOWNLOADS = ("GOPROXY", "GONOPROXY", "GOSUMDB", "GONOSUMDB", "GOPRIVATE", "HTTP
 _SAY_EVERY = 60  # seconds
 
 
-def ensure(name: str, refresh: bool = False) -> Path:
+def ensure(name: str, refresh: bool = False, progress: Progress = nobody) -> Path:
     """The directory with the .debs of package `name`; built when there is none, or anew on `refresh`.
 
     Takes about 5 minutes on two cores. Raises PackageError with the end of the log, UnavailableError when the mirror
@@ -84,7 +85,7 @@ def ensure(name: str, refresh: bool = False) -> Path:
         with repository.locked(f"{name}-{recipes.key(name)}"):
             again = repository.current(name)
             if not again or again == found:  # nobody built it while we waited
-                _build(recipe, recipes.key(name))
+                _build(recipe, recipes.key(name), progress)
         repository.publish()
     built = repository.current(name)
     if not built:
@@ -92,7 +93,7 @@ def ensure(name: str, refresh: bool = False) -> Path:
     return built.directory
 
 
-def ensure_source(where: str, sha256: str = "", refresh: bool = False) -> Path:
+def ensure_source(where: str, sha256: str = "", refresh: bool = False, progress: Progress = nobody) -> Path:
     """The directory with the .debs of a source tree that carries debian/; built once for each sum, or on `refresh`.
 
     `where` is a directory, a tarball, or the http, https or file URL of one; `sha256` the tarball's sum, which a URL
@@ -107,7 +108,7 @@ def ensure_source(where: str, sha256: str = "", refresh: bool = False) -> Path:
                 _as_root(tree.name, f"--source {where}", "--source", str(tree.tarball), tree.sha256)
             else:
                 with repository.locked(f"{tree.name}-{key}"):
-                    _build(recipes.source_tree(tree.name), key, tree)
+                    _build(recipes.source_tree(tree.name), key, progress, tree)
             for build in repository.builds():
                 if build.kind == repository.SOURCE and build.name == tree.name and build.sha256 != tree.sha256:
                     repository.remove(build.directory)
@@ -131,18 +132,18 @@ def _as_root(name: str, again: str, *arguments: str) -> None:
         raise kind(f"{name} could not be built as root", "the error stands above")
 
 
-def _build(recipe: recipes.Recipe, key: str, users: source.Tree | None = None) -> None:
+def _build(recipe: recipes.Recipe, key: str, progress: Progress, users: source.Tree | None = None) -> None:
     start = time.monotonic()
     partial = repository.root() / f".{recipe.name}-{key}.partial"
     tree, result = partial / "tree", partial / "result"
     log = settings.load().cache_dir / "logs" / f"package-{recipe.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
-    ui.say(f"{recipe.name}: building .debs, once; the log is {log}")
+    progress(recipe.name, f"building .debs, once; the log is {log}")
     repository.remove(partial)
     result.mkdir(parents=True)
     try:
-        _run(recipe.name, "chroot", [*_CONTAINED, *_mmdebstrap(tree, proxy.start())], log)
+        _run(recipe.name, "chroot", [*_CONTAINED, *_mmdebstrap(tree, proxy.start())], log, progress)
         values = _ENVIRONMENT | dict(recipe.environment) | _parallel(recipe) | _sources(recipe, tree / "build")
         if users:
             shutil.copyfile(users.tarball, tree / "build" / "source.tar")
@@ -151,7 +152,7 @@ def _build(recipe: recipes.Recipe, key: str, users: source.Tree | None = None) -
         environment = [f"{k}={v}" for k, v in values.items()]
         for label, script in recipe.phases:
             command = [*_CONTAINED, "sh", "-c", _IN_CHROOT, "sh", str(tree), script, *environment]
-            _run(recipe.name, label, command, log)
+            _run(recipe.name, label, command, log, progress)
         note = {"name": recipe.name, "key": key}
         if users:
             _collect_all(recipe.name, tree / "build", result)
@@ -167,7 +168,7 @@ def _build(recipe: recipes.Recipe, key: str, users: source.Tree | None = None) -
             final.rename(partial / "old")
         repository.hand_over(result, *result.iterdir(), log)
         result.rename(final)
-        ui.say(f"{recipe.name}: {built.version} is ready after {seconds:.0f} s")
+        progress(recipe.name, f"{built.version} is ready after {seconds:.0f} s")
     finally:
         repository.remove(partial)
 
@@ -208,10 +209,10 @@ def _mmdebstrap(tree: Path, apt_proxy: str) -> list[str]:
     ]
 
 
-def _run(name: str, label: str, command: list[str], log: Path) -> None:
+def _run(name: str, label: str, command: list[str], log: Path, progress: Progress = nobody) -> None:
     """Run one phase with its output in `log`, telling from time to time that it still runs."""
     start = time.monotonic()
-    ui.say(f"{name}: {label}")
+    progress(name, label)
     with log.open("ab") as file:
         try:
             process = subprocess.Popen(
@@ -225,7 +226,7 @@ def _run(name: str, label: str, command: list[str], log: Path) -> None:
                     status = process.wait(_SAY_EVERY)
                     break
                 except subprocess.TimeoutExpired:
-                    ui.say(f"{name}: {label}, {time.monotonic() - start:.0f} s so far")
+                    progress(name, f"{label}, {time.monotonic() - start:.0f} s so far")
         finally:
             process.kill()
             process.wait()

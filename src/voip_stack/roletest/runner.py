@@ -27,6 +27,7 @@ from voip_stack.host import speed
 from voip_stack.roletest import proven
 from voip_stack.roletest.proven import Proof
 from voip_stack.roletest.scenarios import SCENARIOS, evidence, roles, tested_package
+from voip_stack.tell import lines
 
 SECONDS = 2400  # for one scenario on a fast computer, from destroy to destroy; the longest takes half of it
 _UNKNOWN = 600  # seconds, on a fast computer, to expect of a scenario that was never proven
@@ -328,7 +329,7 @@ class Matrix:
         """Have what the scenario's roles install. One that can't be had here leaves it out; a failed build is red."""
         try:
             for package in packages.needed_by(roles(run.role)):
-                packages.ensure(package)
+                packages.ensure(package, progress=lines(ui.say))
         except UnavailableError as error:
             run.left = error.message
         except VoipError as error:

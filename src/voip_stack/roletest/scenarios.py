@@ -22,6 +22,7 @@ from voip_stack.errors import InventoryError
 from voip_stack.inventory import Machine
 from voip_stack.roletest import slots
 from voip_stack.roletest.slots import Wanted
+from voip_stack.tell import lines
 from voip_stack.vms import ssh, store
 
 SCENARIOS = paths.REPOSITORY / "molecule"
@@ -92,7 +93,7 @@ def create(scenario: str) -> None:
     lab.current().up()
     packages.proxy.start(lab.current().package_addresses)
     for name in packages.needed_by(roles(scenario)):
-        packages.ensure(name)
+        packages.ensure(name, progress=lines(ui.say))
     made = slots.create(scenario, asked, ui.say)
     inventory = {"all": {"hosts": {name: reach(machine) for name, machine in made.items()}}}
     files.write(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory", "guests.json"), json.dumps(inventory))

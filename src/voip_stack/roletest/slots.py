@@ -26,7 +26,7 @@ from voip_stack import files, host, images, inventory, lab, paths, settings, vms
 from voip_stack.errors import HostError, InventoryError, VmError
 from voip_stack.images.store import digest
 from voip_stack.inventory import Address, Machine
-from voip_stack.tell import Tell
+from voip_stack.tell import Tell, lines
 from voip_stack.vms import lifecycle, ready, saved, ssh, store
 from voip_stack.vms.connection import connect, connect_if_up, errors
 
@@ -183,7 +183,7 @@ def create(scenario: str, wanted: Sequence[Wanted], tell: Tell) -> dict[str, Mac
     lab.current().up()
     for name in {w.image for w in wanted}:
         images.prepare()
-        images.ensure(name)
+        images.ensure(name, lines(tell))
     with connect() as connection, store.locked(f"scenario-{scenario}", seconds=0), contextlib.ExitStack() as locks:
         mine = {owner.host: name for name, owner in _mine(connection, scenario).items()}
         _require_memory([w for w in wanted if w.host not in mine])

@@ -4,6 +4,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from voip_stack import images, inventory, ui, vms
+from voip_stack.tell import lines
 
 
 @task(
@@ -21,7 +22,7 @@ def build(_c: Context, names: str = "", refresh: bool = False) -> None:
         images.forget(chosen)
     for name in chosen:
         with steps.step(f"image {name}"):
-            images.ensure(name)
+            images.ensure(name, lines(ui.say))
     ui.table(["image", "seconds"], [(n, f"{s:.1f}") for n, s in steps.done])
 
 

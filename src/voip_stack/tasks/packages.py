@@ -7,6 +7,7 @@ from invoke.tasks import task
 
 from voip_stack import packages, settings, ui
 from voip_stack.errors import PackageError
+from voip_stack.tell import lines
 
 
 @task(
@@ -27,9 +28,9 @@ def build(_c: Context, names: str = "", source: str = "", sha256: str = "", refr
             "./voip packages.build asterisk\n./voip packages.build --source FILE-OR-URL --sha256 HEX",
         )
     if source:
-        ui.say(f"{source}: {packages.ensure_source(source, sha256, refresh=refresh)}")
+        ui.say(f"{source}: {packages.ensure_source(source, sha256, refresh, lines(ui.say))}")
     for name in wanted:
-        ui.say(f"{name}: {packages.ensure(name, refresh=refresh)}")
+        ui.say(f"{name}: {packages.ensure(name, refresh, lines(ui.say))}")
 
 
 @task(name="list", help={"json": "print JSON"})

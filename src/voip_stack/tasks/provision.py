@@ -3,8 +3,9 @@
 from invoke.context import Context
 from invoke.tasks import task
 
-from voip_stack import infra
+from voip_stack import infra, ui
 from voip_stack import provision as provisioning
+from voip_stack.tell import lines
 
 
 @task(
@@ -38,4 +39,5 @@ def provision(
         verbosity=verbose,
         extra_vars=extra_vars or (),
         extra_args=(c.remainder or "").split(),
+        progress=lines(ui.say),
     )

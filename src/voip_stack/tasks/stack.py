@@ -20,6 +20,7 @@ from voip_stack.errors import CallError, VoipError
 from voip_stack.host import doctor
 from voip_stack.inventory import Machine
 from voip_stack.tasks.calls import show
+from voip_stack.tell import lines
 from voip_stack.vms import store
 
 
@@ -50,7 +51,7 @@ def up(_c: Context) -> None:
     with steps.step("provision"):
         stale = provision.stale(machines)
         if stale:
-            provision.run()
+            provision.run(progress=lines(ui.say))
         else:
             ui.say("Nothing has changed since they were provisioned. To look at every setting: ./voip provision")
     with steps.step("call"):
@@ -61,7 +62,7 @@ def up(_c: Context) -> None:
                 raise
             # Somebody changed a machine by hand, or something on it died.
             ui.say(f"The call failed: {error.message}\nThe machines are provisioned again.")
-            provision.run()
+            provision.run(progress=lines(ui.say))
             result = calls.verify()
         show(result)
     total = time.monotonic() - start
@@ -104,7 +105,7 @@ def bake_all(names: list[str], steps: ui.Steps) -> None:
     images.prepare()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         order = sorted(names, key=lambda n: not images.packages_of(n))
-        futures = {name: pool.submit(images.ensure, name) for name in order}
+        futures = {name: pool.submit(images.ensure, name, lines(ui.say)) for name in order}
         for name, future in futures.items():
             with steps.step(f"image {name}"):
                 future.result()

@@ -121,7 +121,7 @@ def create(
                 with store.locked(machine.name):
                     _remove(connection, machine.name)
         missing = [m for m in machines if not _whole(connection, m.name)]
-        made = {m.name: images.ensure(m.image_name) for m in missing}
+        made = {m.name: images.ensure(m.image_name, progress) for m in missing}
         hardware = hardware_for(made.values())
 
         def work(machine: Machine, stop: threading.Event) -> None:
