@@ -15,7 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from guests import Guest, Host, Result, inventory_of
 
-from voip_stack import infra, settings, vault
+from voip_stack import settings, vault
+from voip_stack.services import vault_setup
 
 PEER = inventory_of("vault-1")
 ADDRESS = inventory_of("client-1")["internal_address"]
@@ -226,7 +227,7 @@ print(json.dumps([ask(path, body, token) if body is None else ask(path, body, to
 
 
 def test_a_wrapped_login_is_good_once_and_for_one_machine(host: Host, root: vault.Vault) -> None:
-    made = infra.login(root, "pbx", "client-1", ADDRESS)
+    made = vault_setup.login(root, "pbx", "client-1", ADDRESS)
     first = run_login(host, "unwrap", json.dumps(made))
     again = run_login(host, "unwrap", json.dumps(made))
     assert first.rc == 0
@@ -267,7 +268,7 @@ def test_a_revoked_machine_reads_nothing(host: Host, root: vault.Vault) -> None:
         assert refused.rc == 2
         assert "refuses pbx-vm-role" in refused.stderr
     finally:
-        made = infra.login(root, "pbx", "client-1", ADDRESS)
+        made = vault_setup.login(root, "pbx", "client-1", ADDRESS)
         assert run_login(host, "unwrap", json.dumps(made)).rc == 0
 
 

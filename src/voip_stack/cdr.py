@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from voip_stack import database, inventory, secrets, vms
+from voip_stack import inventory, secrets, vms
 from voip_stack.errors import VmError, VoipError
+from voip_stack.services import database
 
 COLUMNS = (
     *("start", "answer", "end", "clid", "src", "dst", "dcontext", "channel", "dstchannel", "lastapp", "lastdata"),

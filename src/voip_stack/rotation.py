@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from voip_stack import infra, inventory, layout, provision, secrets, settings, vault, vms
+from voip_stack import inventory, provision, secrets, settings, vault, vms
 from voip_stack.components import Secret, enabled
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
+from voip_stack.services import check, make, vault_setup
 from voip_stack.tell import Tell, lines
 
 _DELIVERY_SECONDS = 120  # the agent looks every 30 s
@@ -72,7 +73,7 @@ def rotate(component: str, tell: Tell) -> None:
 def _tell_servers(servers: Sequence[str], new: dict[str, str], tell: Tell) -> None:
     """Make the new passwords (`new`, by name) valid in the servers that know them."""
     if inventory.load().devstack:
-        for _ in infra.make(layout.plan(layout.render(lambda name: new.get(name) or secrets.get(name)))):
+        for _ in make(check.in_servers(lambda name: new.get(name) or secrets.get(name))):
             pass
         return
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="voip-secrets-") as values:  # mode 0600
@@ -136,7 +137,9 @@ def status() -> list[tuple[str, str, str]]:
         rows.append((secret.name, f"secret/{secret.path}: {secret.field}", made))
     rows += _certificates("pki, pki_int")
     for name in secrets.classes():
-        rows += [(f"login of {machine}", f"AppRole {infra.role(name)}", end) for machine, end in _logins(server, name)]
+        rows += [
+            (f"login of {machine}", f"AppRole {vault_setup.role(name)}", end) for machine, end in _logins(server, name)
+        ]
     return rows
 
 
@@ -153,7 +156,7 @@ def _state(server: vault.Vault) -> str:
 
 def _logins(server: vault.Vault, name: str) -> list[tuple[str, str]]:
     """The secret_ids of a class: machine, and when it ends."""
-    path = infra.role_path(name)
+    path = vault_setup.role_path(name)
     listed = server.find(f"{path}/secret-id?list=true") or {"data": {"keys": []}}
     found = []
     for accessor in listed["data"]["keys"]:

@@ -8,8 +8,9 @@ import secrets
 import string
 from dataclasses import dataclass, field
 
-from voip_stack import database, settings
+from voip_stack import settings
 from voip_stack.errors import VoipError
+from voip_stack.services import database
 
 NUMBERS = range(1000, 3000)
 _LETTERS = string.ascii_letters + string.digits

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from voip_stack import cdr, database, vms
+from voip_stack import cdr, vms
 from voip_stack.calls import probes
 from voip_stack.calls.phone import Phone
 from voip_stack.deadline import Deadline
+from voip_stack.services import database
 
 CALLS, KILLS = 200, 3  # kills of each
 UNITS = {  # and where they are: a machine, or all of a group

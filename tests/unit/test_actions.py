@@ -16,8 +16,8 @@ import pytest
 import yaml
 from ansible.errors import AnsibleActionFail
 
-from voip_stack import infra, paths
-from voip_stack.layout import Step
+from voip_stack import paths
+from voip_stack.services import Step, vault_setup
 from voip_stack.vault import Vault, VaultError
 
 ACTIONS = paths.ANSIBLE / "plugins" / "action"
@@ -45,14 +45,14 @@ def test_what_vault_lacks_is_made_and_named(server: dict[str, Any], monkeypatch:
         asked.append(of)
         yield "the mount secret", lambda: asked.append("made")
 
-    monkeypatch.setattr(infra, "in_vault", lacking)
+    monkeypatch.setattr(vault_setup, "plan", lacking)
     machines = {"pbx": {"pbx-1": ["192.0.2.2"]}}
     made = {"changed": True, "made": ["the mount secret"]}
     assert act("voip_vault_setup", {"server": server, "machines": machines}, check=True) == made
     assert asked == [(Vault("vault-1", "192.0.2.1", 8200, None, "s.root"), machines)]
     assert act("voip_vault_setup", {}) == made
     assert asked[1:] == [(None, None), "made"]
-    monkeypatch.setattr(infra, "in_vault", lambda *_: iter(()))
+    monkeypatch.setattr(vault_setup, "plan", lambda *_: iter(()))
     assert act("voip_vault_setup", {}) == {"changed": False, "made": []}
 
 
@@ -67,13 +67,13 @@ def test_a_vault_that_refuses_fails_a_check_too(monkeypatch: pytest.MonkeyPatch)
     def refused(*_: Any) -> Iterator[Step]:
         raise VaultError("sealed", "unseal it", 503)
 
-    monkeypatch.setattr(infra, "in_vault", refused)
+    monkeypatch.setattr(vault_setup, "plan", refused)
     assert act("voip_vault_setup", {}, check=True) == {"failed": True, "msg": "sealed; unseal it"}
 
 
 def test_a_login_is_of_one_class_machine_and_address(server: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     login, wanted = {"role_id": "r", "wrapping_token": "w"}, ("s.root", "pbx", "pbx-1", "192.0.2.2")
-    monkeypatch.setattr(infra, "login", lambda at, *of: login if (at.token, *of) == wanted else {})
+    monkeypatch.setattr(vault_setup, "login", lambda at, *of: login if (at.token, *of) == wanted else {})
     arguments = {"server": server, "class": "pbx", "machine": "pbx-1", "address": "192.0.2.2"}
     assert act("voip_vault_login", arguments) == {"changed": True, "login": login}
     assert act("voip_vault_login", arguments, check=True) == {"changed": True}

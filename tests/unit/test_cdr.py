@@ -14,8 +14,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from voip_stack import cdr, database, paths, settings, vms
+from voip_stack import cdr, paths, settings, vms
 from voip_stack.errors import VoipError
+from voip_stack.services import database
 from voip_stack.tasks import cdr as tasks
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 
-from voip_stack import database, devstack, infra, inventory, lab, layout, paths, secrets, settings
+from voip_stack import inventory, lab, paths, secrets, settings
 from voip_stack.deadline import Deadline
-from voip_stack.devstack import Login
 from voip_stack.errors import VmError, VoipError
 from voip_stack.lab import namespace
 from voip_stack.lab.namespace import NamespaceLab
 from voip_stack.lab.netns import Namespace
-from voip_stack.layout import Layout
+from voip_stack.services import database, devstack, make, rabbitmq
+from voip_stack.services.devstack import Login
+from voip_stack.services.rabbitmq import Definitions
 
 
 class _Lab:
@@ -116,7 +117,7 @@ def test_redis_is_asked_for_its_version_and_whether_it_is_a_cluster(
 ) -> None:
     server = _redis(replies)
     port = int(server.server_address[1])
-    monkeypatch.setattr(devstack, "_login", lambda *_, **__: Login("Redis", "127.0.0.1", port, "", "secret"))
+    monkeypatch.setattr(devstack, "login", lambda *_, **__: Login("Redis", "127.0.0.1", port, "", "secret"))
     try:
         if isinstance(expected, str):
             with pytest.raises(VoipError, match=expected):
@@ -134,19 +135,20 @@ def _password(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> Layout:
-    return layout.render(_password)
+def wanted() -> Definitions:
+    return rabbitmq.definitions(_password)
 
 
-def test_the_layout_is_that_of_the_roles(wanted: Layout) -> None:
-    assert wanted.databases == {"kamailio": ["kamailio"], "asterisk": ["asterisk"], "cdr": ["cdr", "cdr_publisher"]}
-    assert wanted.vhost == "voip"
-    assert "PASSWORD 'it''s'" in wanted.sql
-    assert [user["name"] for user in wanted.definitions["users"]] == ["cdr_publisher", "cdr_reader"]
-    assert "it's" not in repr(wanted)
+def test_the_layout_is_that_of_the_roles(wanted: Definitions) -> None:
+    layout = database.layout(_password)
+    assert layout.databases == {"kamailio": ["kamailio"], "asterisk": ["asterisk"], "cdr": ["cdr", "cdr_publisher"]}
+    assert "PASSWORD 'it''s'" in layout.sql
+    assert "it's" not in repr(layout)
+    assert [vhost["name"] for vhost in wanted["vhosts"]] == ["voip"]
+    assert [user["name"] for user in wanted["users"]] == ["cdr_publisher", "cdr_reader"]
 
 
-def test_the_layout_is_to_the_letter_what_ansible_makes_of_the_roles(wanted: Layout) -> None:
+def test_the_layout_is_to_the_letter_what_ansible_makes_of_the_roles(wanted: Definitions) -> None:
     roles = paths.ANSIBLE / "roles"
     argv = [str(Path(sys.executable).with_name("ansible")), "infra-1", "-m", "debug", "-c", "local", "-o"]
     argv += ["-e", json.dumps({name: _password(name) for name in secrets.catalogue()})]
@@ -159,8 +161,8 @@ def test_the_layout_is_to_the_letter_what_ansible_makes_of_the_roles(wanted: Lay
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     sql, definitions = json.loads(done.stdout.partition(" => ")[2])["msg"]
-    assert wanted.sql == sql
-    assert wanted.definitions == json.loads(definitions)
+    assert database.layout(_password).sql == sql
+    assert wanted == json.loads(definitions)
 
 
 class _Broker(http.server.BaseHTTPRequestHandler):
@@ -188,63 +190,65 @@ class _Broker(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch, wanted: Layout) -> Iterator[type[_Broker]]:
+def broker(monkeypatch: pytest.MonkeyPatch, wanted: Definitions) -> Iterator[type[_Broker]]:
     class Handler(_Broker):
         pass
 
-    Handler.held = {section: [] for section in wanted.definitions}
+    Handler.held = {section: [] for section in wanted}
     Handler.held["vhosts"] = [{"name": "dev_vhost", "description": ""}]
     monkeypatch.setattr(lab, "current", _Lab)
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     login = Login("RabbitMQ", "127.0.0.1", server.server_port, "admin", "pw", "dev_vhost")
-    monkeypatch.setattr(devstack, "rabbitmq", lambda: login)
+    monkeypatch.setattr(rabbitmq, "administrator", lambda: login)
     yield Handler
     server.shutdown()
     server.server_close()
 
 
-def test_what_rabbitmq_lacks_is_made_once_and_removed_again(broker: type[_Broker], wanted: Layout) -> None:
-    made = list(infra.make(layout.plan_rabbitmq(wanted)))
+def test_what_rabbitmq_lacks_is_made_once_and_removed_again(broker: type[_Broker], wanted: Definitions) -> None:
+    made = list(make(rabbitmq.plan(wanted)))
     assert made[:3] == [
         "RabbitMQ: the virtual host voip",
         "RabbitMQ: the user cdr_publisher",
         "RabbitMQ: the user cdr_reader",
     ]
     assert "RabbitMQ: the policy keep" in made
-    assert list(layout.plan_rabbitmq(wanted)) == []
+    assert list(rabbitmq.plan(wanted)) == []
     broker.held["users"][1]["password_hash"] = "another"
-    assert [title for title, _ in layout.plan_rabbitmq(wanted)] == ["RabbitMQ: the user cdr_reader"]
-    list(infra.make(layout._remove_rabbitmq(wanted)))
+    assert [title for title, _ in rabbitmq.plan(wanted)] == ["RabbitMQ: the user cdr_reader"]
+    list(make(rabbitmq.removal(wanted)))
     assert broker.held["users"] == []
     assert [v["name"] for v in broker.held["vhosts"]] == ["dev_vhost"]
-    assert list(layout._remove_rabbitmq(wanted)) == []
+    assert list(rabbitmq.removal(wanted)) == []
 
 
-def test_a_virtual_host_of_somebody_else_is_neither_used_nor_removed(broker: type[_Broker], wanted: Layout) -> None:
+def test_a_virtual_host_of_somebody_else_is_neither_used_nor_removed(
+    broker: type[_Broker], wanted: Definitions
+) -> None:
     broker.held["vhosts"].append({"name": "voip", "description": "another stack"})
     with pytest.raises(VoipError, match="has a virtual host voip that this stack has not made"):
-        list(layout.plan_rabbitmq(wanted))
-    assert list(layout._remove_rabbitmq(wanted)) == []
+        list(rabbitmq.plan(wanted))
+    assert list(rabbitmq.removal(wanted)) == []
 
 
-def test_a_user_of_somebody_else_is_not_taken_over(broker: type[_Broker], wanted: Layout) -> None:
+def test_a_user_of_somebody_else_is_not_taken_over(broker: type[_Broker], wanted: Definitions) -> None:
     broker.held["users"].append({"name": "cdr_reader", "password_hash": "theirs"})
     with pytest.raises(VoipError, match="has a user cdr_reader that this stack has not made"):
-        list(infra.make(layout.plan_rabbitmq(wanted)))
+        list(make(rabbitmq.plan(wanted)))
     assert [v["name"] for v in broker.held["vhosts"]] == ["dev_vhost"]
-    assert list(layout._remove_rabbitmq(wanted)) == []
+    assert list(rabbitmq.removal(wanted)) == []
 
 
 @pytest.mark.usefixtures("broker")
-def test_a_broker_that_lets_nobody_in_or_is_away_is_named(wanted: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    login = devstack.rabbitmq()
-    monkeypatch.setattr(devstack, "rabbitmq", lambda: Login("RabbitMQ", "127.0.0.1", login.port, "admin", "wrong"))
+def test_a_broker_that_lets_nobody_in_or_is_away_is_named(wanted: Definitions, monkeypatch: pytest.MonkeyPatch) -> None:
+    login = rabbitmq.administrator()
+    monkeypatch.setattr(rabbitmq, "administrator", lambda: Login("RabbitMQ", "127.0.0.1", login.port, "admin", "wrong"))
     with pytest.raises(VoipError, match="does not let admin in as an administrator"):
-        list(layout.plan_rabbitmq(wanted))
-    monkeypatch.setattr(devstack, "rabbitmq", lambda: Login("RabbitMQ", "127.0.0.1", 1, "admin", "pw"))
+        list(rabbitmq.plan(wanted))
+    monkeypatch.setattr(rabbitmq, "administrator", lambda: Login("RabbitMQ", "127.0.0.1", 1, "admin", "pw"))
     with pytest.raises(VmError, match=r"RabbitMQ on devstack-core \(127.0.0.1:1\) can't be reached"):
-        list(layout.plan_rabbitmq(wanted))
+        list(rabbitmq.plan(wanted))
 
 
 @pytest.mark.parametrize(
@@ -256,13 +260,13 @@ def test_a_broker_that_lets_nobody_in_or_is_away_is_named(wanted: Layout, monkey
     ],
 )
 def test_a_postgresql_that_is_too_old_or_holds_somebody_elses_is_left_alone(
-    rows: list[str], message: str, wanted: Layout, monkeypatch: pytest.MonkeyPatch
+    rows: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter(rows)
     monkeypatch.setattr(database, "run", lambda _: next(answers))
-    monkeypatch.setattr(devstack, "postgresql", lambda: Login("PostgreSQL", "192.0.2.1", 5432, "dev_admin", "pw"))
+    monkeypatch.setattr(database, "superuser", lambda: Login("PostgreSQL", "192.0.2.1", 5432, "dev_admin", "pw"))
     with pytest.raises(VoipError, match=message):
-        list(layout.plan_postgresql(wanted))
+        list(database.plan(database.layout(_password)))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +289,7 @@ def test_what_psql_says_is_shown(
     psql.write_text(f"#!/bin/sh\ncat >/dev/null\necho '{said}' >&2\nexit {status}\n")
     psql.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(devstack, "postgresql", lambda: Login("PostgreSQL", "192.0.2.1", 5432, "dev_admin", "pw"))
+    monkeypatch.setattr(database, "superuser", lambda: Login("PostgreSQL", "192.0.2.1", 5432, "dev_admin", "pw"))
 
     class Inside:
         def inside(self, *argv: str) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from voip_stack import infra, inventory, secrets, settings
+from voip_stack import inventory, secrets, settings
 from voip_stack.errors import VoipError
+from voip_stack.services import vault_setup
 from voip_stack.vault import Vault
 
 
@@ -66,7 +67,9 @@ def test_a_class_reads_what_its_components_need_and_nothing_else() -> None:
         roles = {c.name for c in stack.components.values() if allowed["group"] in c.groups}
         assert set(allowed["secrets"]) == {s.path for s in secrets.catalogue().values() if s.path in roles}
         paths_ = re.findall(
-            r'^path "(.*)"', infra.policy(name, "voip.local", "sip.local", {f"{name}-1": ["192.0.2.1"]}), re.MULTILINE
+            r'^path "(.*)"',
+            vault_setup.policy(name, "voip.local", "sip.local", {f"{name}-1": ["192.0.2.1"]}),
+            re.MULTILINE,
         )
         assert [p for p in paths_ if p.startswith("secret/")] == [f"secret/data/{p}" for p in allowed["secrets"]]
         assert not [p for p in paths_ if "*" in p]
@@ -74,12 +77,14 @@ def test_a_class_reads_what_its_components_need_and_nothing_else() -> None:
 
 def test_a_machine_is_certified_as_itself_alone() -> None:
     machines = {"pbx-1": ["192.0.2.1"], "pbx-2": ["192.0.2.2", "192.0.2.3", "192.0.2.4"]}
-    said = infra.policy("pbx", "voip.local", "sip.local", machines)
+    said = vault_setup.policy("pbx", "voip.local", "sip.local", machines)
     assert '"common_name" = ["pbx-1.voip.local", "pbx-2.voip.local"]' in said
     assert '"ip_sans" = ["", "192.0.2.3,192.0.2.4"]' in said
     assert "alt_names" not in said
-    assert '"alt_names" = ["sip.local"]' in infra.policy("sip", "voip.local", "sip.local", {"sip-1": ["192.0.2.5"]})
-    assert "pki_int" not in infra.policy(
+    assert '"alt_names" = ["sip.local"]' in vault_setup.policy(
+        "sip", "voip.local", "sip.local", {"sip-1": ["192.0.2.5"]}
+    )
+    assert "pki_int" not in vault_setup.policy(
         "pbx", "voip.local", "sip.local", {}
     )  # an empty list would let everything pass
 
@@ -105,7 +110,7 @@ class _EmptyVault:
 
 def test_proxies_alone_may_be_certified_as_the_sip_domain() -> None:
     empty = _EmptyVault()
-    for _, work in infra.ours(cast(Vault, empty), {}, "voip.local", "sip.local"):
+    for _, work in vault_setup.ours(cast(Vault, empty), {}, "voip.local", "sip.local"):
         work()
     roles = {path.rpartition("/")[2]: body for path, body in empty.written.items() if "pki_int/roles/" in path}
     assert {name: (body["allowed_domains"], body["allow_bare_domains"]) for name, body in roles.items()} == {

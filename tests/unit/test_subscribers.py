@@ -1,7 +1,8 @@
 import pytest
 
-from voip_stack import database, settings, subscribers
+from voip_stack import settings, subscribers
 from voip_stack.errors import VoipError
+from voip_stack.services import database
 
 
 def test_ha1_is_that_of_the_rfc() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from voip_stack import infra, vault
+from voip_stack import vault
 from voip_stack.errors import VoipError
+from voip_stack.services import vault_setup
 
 DOCUMENTATION = """
 name: voip_vault_login
@@ -60,7 +61,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible's plugins have 
         if self._task.check_mode:
             return result | {"changed": True}
         try:
-            made = infra.login(vault.at(**given["server"]), given["class"], given["machine"], given["address"])
+            made = vault_setup.login(vault.at(**given["server"]), given["class"], given["machine"], given["address"])
         except VoipError as error:
             return result | {"failed": True, "msg": f"{error.message}; {error.hint}"}
         return result | {"changed": True, "login": made}

@@ -6,8 +6,9 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from voip_stack import infra, vault
+from voip_stack import vault
 from voip_stack.errors import VoipError
+from voip_stack.services import make, vault_setup
 
 DOCUMENTATION = """
 name: voip_vault_setup
@@ -60,8 +61,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible's plugins have 
         _, given = self.validate_argument_spec(argument_spec=spec)
         check = self._task.check_mode
         try:
-            steps = infra.in_vault(vault.at(**given["server"]) if given["server"] else None, given["machines"])
-            made = [title for title, _ in steps] if check else list(infra.make(steps))
+            steps = vault_setup.plan(vault.at(**given["server"]) if given["server"] else None, given["machines"])
+            made = [title for title, _ in steps] if check else list(make(steps))
         except VoipError as error:
             absent = (
                 check and isinstance(error, vault.VaultError) and not error.status

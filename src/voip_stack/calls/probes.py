@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from voip_stack import database, inventory, vms
+from voip_stack import inventory, vms
 from voip_stack.calls.sipp import Leg
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError, InventoryError, VmError, VoipError
 from voip_stack.lab import http_client
+from voip_stack.services import database
 
 Held = Mapping[tuple[str, str], int]  # what calls take up, by machine and kind
 _EVERY = 0.5

@@ -7,20 +7,21 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from voip_stack import infra, ui
-from voip_stack.layout import Step
+from voip_stack import ui
+from voip_stack.services import Step, make
+from voip_stack.services import check as services
 
 
 @task
 def setup(_c: Context) -> None:
     """Make what is missing for this stack in Vault, PostgreSQL and RabbitMQ; what is there is left."""
-    _carry_out(infra.missing(), "made", "nothing was missing")
+    _carry_out(services.missing(), "made", "nothing was missing")
 
 
 @task(help={"json": "print JSON"})
 def check(_c: Context, json: bool = False) -> None:
     """Each service of a devstack-core: reachable, version, what is missing. Exit code 1 when something is."""
-    rows = infra.check()
+    rows = services.check()
     if json:
         ui.as_json([dataclasses.asdict(row) for row in rows])
     else:
@@ -39,12 +40,12 @@ def check(_c: Context, json: bool = False) -> None:
 @task
 def teardown(_c: Context) -> None:
     """Remove from a devstack-core what infra.setup made there, CDRs and subscribers too, and nothing else."""
-    _carry_out(infra.teardown(), "removed", "nothing was there")
+    _carry_out(services.teardown(), "removed", "nothing was there")
 
 
 def _carry_out(steps: Iterable[Step], done: str, nothing: str) -> None:
     """Do the steps, and tell of each."""
-    for title in infra.make(steps):
+    for title in make(steps):
         ui.say(f"{done} {title}")
         nothing = ""
     if nothing:

@@ -3,8 +3,9 @@
 from invoke.context import Context
 from invoke.tasks import task
 
-from voip_stack import infra, ui
 from voip_stack import provision as provisioning
+from voip_stack import ui
+from voip_stack.services import check as check_services
 from voip_stack.tell import lines
 
 
@@ -30,7 +31,7 @@ def provision(
     extra_vars: list[str] | None = None,
 ) -> None:
     """Bring the running machines to what the roles and the inventory say; what follows `--` goes to Ansible."""
-    infra.require()
+    check_services.require()
     provisioning.run(
         limit=limit,
         only_tags=tags,

@@ -5,13 +5,11 @@ What lets us in is in its Vault: secret/postgres, secret/rabbitmq, secret/redis-
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 
 from voip_stack import inventory, lab, vault
 from voip_stack.errors import VmError, VoipError
 
-MANAGEMENT_PORT = 15672  # of RabbitMQ: the HTTP API that its plugin rabbitmq_management serves
 _SECONDS = 15  # for one answer
 
 
@@ -30,7 +28,7 @@ class Login:
         return f"{self.service} on {inventory.DEVSTACK} ({self.address}:{self.port})"
 
 
-def _login(service: str, port: int, path: str, user: str = "user", place: str = "") -> Login:
+def login(service: str, port: int, path: str, user: str = "user", place: str = "") -> Login:
     """The login that is in its Vault under secret/`path`. Raises VaultError, VoipError."""
     kept = vault.current().kv(path)
     for key in ("password", *filter(None, (user, place))):
@@ -43,28 +41,16 @@ def _login(service: str, port: int, path: str, user: str = "user", place: str = 
     return Login(service, address, port, kept.get(user, ""), kept["password"], kept.get(place, ""))
 
 
-@functools.cache
-def postgresql() -> Login:
-    """The superuser of its PostgreSQL, which is not called postgres. Raises VoipError."""
-    return _login("PostgreSQL", inventory.load().port("postgresql"), "postgres", place="database")
-
-
-@functools.cache
-def rabbitmq() -> Login:
-    """The administrator of its RabbitMQ, at the management API. Raises VoipError."""
-    return _login("RabbitMQ", MANAGEMENT_PORT, "rabbitmq")
-
-
 # Redis: https://redis.io/docs/latest/develop/reference/protocol-spec/
 
 
 def redis() -> tuple[str, str]:
     """Its version, and why RTPEngine can't keep its sessions there (empty: it could). Raises VoipError."""
-    login = _login("Redis", inventory.load().port("redis"), "redis-1", user="")
+    server = login("Redis", inventory.load().port("redis"), "redis-1", user="")
     try:
-        with lab.current().connect(login.address, login.port, timeout=_SECONDS) as connection:
+        with lab.current().connect(server.address, server.port, timeout=_SECONDS) as connection:
             stream = connection.makefile("rwb")
-            for words in (("AUTH", login.password), ("INFO", "server")):
+            for words in (("AUTH", server.password), ("INFO", "server")):
                 stream.write(f"*{len(words)}\r\n".encode() + b"".join(_bulk(word) for word in words))
             stream.flush()
             let_in = stream.readline().decode(errors="replace").strip()
@@ -72,15 +58,15 @@ def redis() -> tuple[str, str]:
                 raise ConnectionResetError("it closed the connection")
             if let_in != "+OK":
                 raise VoipError(
-                    f"{login} does not let us in: {let_in}", "does secret/redis-1 in Vault hold its password?"
+                    f"{server} does not let us in: {let_in}", "does secret/redis-1 in Vault hold its password?"
                 )
             head = stream.readline().decode(errors="replace").strip()
             text = stream.read(int(head[1:])).decode(errors="replace") if head.startswith("$") else ""
     except OSError as error:
-        raise VmError(f"{login} can't be reached: {error}", "is devstack-core up?") from None
+        raise VmError(f"{server} can't be reached: {error}", "is devstack-core up?") from None
     facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     if "redis_version" not in facts:
-        raise VoipError(f"{login} does not answer as Redis does: {head}", "is another server there?")
+        raise VoipError(f"{server} does not answer as Redis does: {head}", "is another server there?")
     cluster = "it is a cluster, whose nodes name addresses that machines can't reach"
     return facts["redis_version"], cluster if facts.get("redis_mode") == "cluster" else ""
 

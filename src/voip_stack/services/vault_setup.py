@@ -1,6 +1,5 @@
-"""What this stack needs of the services around it: what of that is missing, making it, removing it again.
+"""What this stack keeps in Vault, the embedded one or a devstack-core's: its secrets, and who may read them.
 
-In Vault: its secrets, and who may read them; the layout is the same in the embedded one and in a devstack-core.
 Sources: Vault's API of KV version 2, AppRole, PKI.
 """
 
@@ -8,14 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from voip_stack import devstack, inventory, lab, layout, secrets, settings, vault
+from voip_stack import inventory, secrets, settings, vault
 from voip_stack.deadline import Deadline
-from voip_stack.errors import VoipError
-from voip_stack.layout import Step
+from voip_stack.services import Step
 from voip_stack.vault import Vault, VaultError
 
 _HOUR, _DAY = 3600, 24 * 3600
@@ -23,7 +20,6 @@ _ROOT_TTL, _INTERMEDIATE_TTL = "87600h", "43800h"
 SECRET_ID_TTL = 30 * _DAY
 _TOKEN_TTL, _TOKEN_MAX_TTL = 24 * _HOUR, 48 * _HOUR
 _UPGRADE_SECONDS = 30  # for a mount of KV to become version 2
-_CONNECT_SECONDS = 5
 _WRAP_SECONDS = 300  # for a secret_id to reach its machine
 
 # The machines of each class by name, each with the address that it logs in from and those that its certificate is of.
@@ -243,7 +239,7 @@ def _machines() -> Machines:
     return {name: {m.name: addresses(m) for m in stack.group(c["group"])} for name, c in secrets.classes().items()}
 
 
-def in_vault(server: Vault | None = None, machines: Machines | None = None) -> Iterator[Step]:
+def plan(server: Vault | None = None, machines: Machines | None = None) -> Iterator[Step]:
     """base() and ours(), of the stack's own Vault and machines where not said otherwise. Raises VaultError."""
     server = server or vault.current()
     yield from base(server)
@@ -251,126 +247,3 @@ def in_vault(server: Vault | None = None, machines: Machines | None = None) -> I
     bound = not inventory.load().devstack or settings.load().devstack_bind
     domains = inventory.load().domain, settings.load().sip_domain
     yield from ours(server, _machines() if machines is None else machines, *domains, bound)
-
-
-def _open_the_way() -> None:
-    """Where the lab is a namespace, a devstack-core on this computer is reached through it."""
-    if inventory.load().devstack:
-        lab.current().up()
-        lab.current().let_in(devstack.MANAGEMENT_PORT)
-
-
-def missing() -> Iterator[Step]:
-    """What the stack needs of the services around it and they lack; each is looked for when those before are made.
-
-    Raises VoipError.
-    """
-    _open_the_way()
-    if settings.load().secrets == "vault":
-        yield from in_vault()
-    if inventory.load().devstack:
-        yield from layout.plan(layout.render())
-
-
-def make(steps: Iterable[Step]) -> Iterator[str]:
-    """Do the steps. Yields the title of each when it is done."""
-    for title, work in steps:
-        work()
-        yield title
-
-
-def teardown() -> Iterator[Step]:
-    """What this stack has made in the user's devstack-core, and nothing else. Raises VoipError."""
-    if not inventory.load().devstack:
-        raise VoipError("what this stack has made is on infra-1, and goes with it", "./voip vms.destroy infra-1")
-    _open_the_way()
-    yield from layout.removal(_names())
-    if settings.load().secrets == "vault":
-        yield from removal(vault.current())
-
-
-@dataclass(frozen=True)
-class Row:
-    """A service of a devstack-core. `lacks` is what this stack needs of it; empty when all is well."""
-
-    service: str
-    address: str
-    state: str
-    version: str = ""
-    lacks: tuple[str, ...] = ()
-    hint: str = ""
-    note: str = ""
-
-
-def check() -> list[Row]:
-    """Each service of the user's devstack-core: what is reachable, its version, what is missing. Raises VoipError."""
-    stack = inventory.load()
-    if not stack.devstack:
-        raise VoipError("the services around the stack are on infra-1, not in a devstack-core", "./voip status")
-    _open_the_way()
-    looks: dict[str, tuple[int, Callable[[], Row]]] = {
-        "Vault": (stack.port("vault"), _look_at_vault),
-        "PostgreSQL": (
-            stack.port("postgresql"),
-            lambda: _look_at_layout(layout.postgresql_version, layout.plan_postgresql),
-        ),
-        "RabbitMQ": (
-            stack.port("amqp"),
-            lambda: _look_at_layout(layout.rabbitmq_version, layout.plan_rabbitmq),
-        ),
-        "Redis": (stack.port("redis"), _look_at_redis),
-    }
-    rows = []
-    for service, (port, look) in looks.items():
-        where = f"{stack.devstack}:{port}"
-        try:
-            lab.current().connect(str(stack.devstack), port, _CONNECT_SECONDS).close()
-            row = replace(look(), service=service, address=where)
-        except VoipError as error:
-            row = Row(service, where, "fails", "", (error.message,), error.hint)
-        except OSError as error:
-            row = Row(service, where, "away", "", (f"it can't be reached: {error}",), "start devstack-core")
-        rows.append(row)
-    return rows
-
-
-def _look_at_vault() -> Row:
-    server = vault.current()
-    version = str(server.ask("GET", "sys/health")["version"])
-    steps = in_vault() if settings.load().secrets == "vault" else ()
-    return Row("", "", "answers", version, tuple(title for title, _ in steps), "./voip infra.setup")
-
-
-def _look_at_layout(version: Callable[[], str], plan: Callable[[layout.Layout], Iterator[Step]]) -> Row:
-    number = version()
-    lacks = tuple(title.partition(": ")[2] for title, _ in plan(_names()))
-    return Row("", "", "answers", number, lacks, "./voip infra.setup")
-
-
-def _look_at_redis() -> Row:
-    version, why = devstack.redis()
-    note = ": ".join(filter(None, ("not used", why)))
-    return Row("", "", "answers", version, note=f"{note}; a restart of RTPEngine takes the sound from its calls")
-
-
-@functools.cache
-def _names() -> layout.Layout:
-    """The layout with whatever secrets there are: who only looks, or removes, needs none of them."""
-
-    def kept(name: str) -> str:
-        try:
-            return secrets.get(name)
-        except VoipError:
-            return "absent"
-
-    return layout.render(kept)
-
-
-def require() -> None:
-    """Raises VoipError when a devstack-core is to give the services and lacks one, or what is ours in it."""
-    if inventory.load().devstack:
-        for row in check():
-            if row.lacks:
-                raise VoipError(
-                    f"{row.service} of devstack-core ({row.address}) lacks: {'; '.join(row.lacks)}", row.hint
-                )
