@@ -13,7 +13,8 @@ import pytest
 import yaml
 from guests import Guest, Host, inventory_of
 
-from voip_stack import calls, certificates, inventory, paths, settings
+from voip_stack import calls, inventory, paths, settings
+from voip_stack import secrets as stored
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Leg, Refused
 from voip_stack.deadline import Deadline
@@ -55,7 +56,9 @@ def passwords(sql: Callable[[str], str]) -> dict[str, str]:
 def phones(passwords: dict[str, str], tmp_path: Path) -> list[Phone]:
     """Two phones outside, the caller and another."""
     return [
-        Phone(number, password, address, tone_hz=tone, traces=tmp_path, proxy=EXTERNAL, ca=certificates.authority())
+        Phone(
+            number, password, address, tone_hz=tone, traces=tmp_path, proxy=EXTERNAL, ca=stored.provider().authority()
+        )
         for (number, password), address, tone in zip(passwords.items(), STACK.phones, (440, 1020), strict=False)
     ]
 

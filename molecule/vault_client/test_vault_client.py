@@ -15,7 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from guests import Guest, Host, Result, inventory_of
 
-from voip_stack import settings, vault
+from voip_stack import settings
+from voip_stack.secrets import vault
 from voip_stack.services import vault_setup
 
 PEER = inventory_of("vault-1")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from guests import Host, inventory_of
 
-from voip_stack import lab, settings, vault
+from voip_stack import lab, settings
+from voip_stack.secrets import vault
 
 GUEST = inventory_of("vault-1")
 ADDRESS = GUEST["internal_address"]

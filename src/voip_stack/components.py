@@ -382,7 +382,7 @@ def variables(every: Components) -> dict[str, Any]:
         {
             "name": name,
             **_with_password(user),
-            # Good, too, until the user has the new one: src/voip_stack/rotation.py gives it.
+            # Good, too, until the user has the new one: src/voip_stack/secrets/rotation.py gives it.
             "before": Template(f"{{{{ {user['password']}_before | default('') }}}}"),
         }
         for component in chosen

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from voip_stack import components, files, inventory, packages, paths, settings, ui, vault, vms
+from voip_stack import components, files, inventory, packages, paths, settings, ui, vms
 from voip_stack.errors import VoipError
 from voip_stack.host import current
 from voip_stack.roletest import proven, runner
+from voip_stack.secrets import vault
 
 _PYTEST = re.compile(r"=+ (.*\d+ (?:passed|failed|error|skipped).*) in [\d.]+s")
 _PLAIN = re.compile(r"\d+ passed, \d+ failed, \d+ skipped")

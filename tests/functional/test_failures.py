@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from voip_stack import calls, inventory, vault
+from voip_stack import calls, inventory
 from voip_stack.calls import audio, probes
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Refused
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
+from voip_stack.secrets import vault
 
 pytestmark = pytest.mark.alone
 GAP = 10  # seconds, at the most, that callers hear nothing when the media proxy was killed

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from voip_stack import calls, certificates, lab, settings
+from voip_stack import calls, lab, secrets, settings
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Refused
 
@@ -38,7 +38,7 @@ def test_nobody_registers_for_another_number(phones: list[Phone]) -> None:
 
 @pytest.mark.core
 def test_a_phone_that_trusts_our_ca_registers_and_calls_by_tls(phones: list[Phone]) -> None:
-    phone = dataclasses.replace(phones[0], transport="tls", ca=certificates.authority())
+    phone = dataclasses.replace(phones[0], transport="tls", ca=secrets.provider().authority())
     phone.register()
     with calls.Capture(phones=phones) as capture, phone.call("600", seconds=4) as caller:
         caller.finish()
@@ -49,7 +49,7 @@ def test_a_phone_that_trusts_our_ca_registers_and_calls_by_tls(phones: list[Phon
 def test_a_phone_is_called_by_the_tls_connection_that_it_registered_with(phones: list[Phone], tmp_path: Path) -> None:
     callee, caller = phones[:2]
     callee.unregister()  # its other binding
-    (tmp_path / "ca.pem").write_text(certificates.authority())
+    (tmp_path / "ca.pem").write_text(secrets.provider().authority())
     (tmp_path / "password").write_text(callee.password)
     program = Path(__file__).with_name("tls_phone.py")
     domain = settings.load().sip_domain

@@ -10,11 +10,12 @@ from itertools import pairwise
 
 import pytest
 
-from voip_stack import calls, inventory, paths, rotation, secrets, settings, vault, vms
+from voip_stack import calls, inventory, paths, secrets, settings, vms
 from voip_stack.calls import probes
 from voip_stack.calls.phone import Phone
 from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
+from voip_stack.secrets import rotation, vault
 
 FILES = {  # on each machine of a group
     "sip_proxies": ("/etc/kamailio/secrets.cfg",),

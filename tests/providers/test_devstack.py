@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from voip_stack import calls, images, inventory, lab, packages, paths, provision, vault, vms
+from voip_stack import calls, images, inventory, lab, packages, paths, provision, vms
 from voip_stack.calls import probes
 from voip_stack.inventory import Machine
 from voip_stack.roletest import scenarios, slots
+from voip_stack.secrets import vault
 
 DOUBLE = Path(__file__).with_name("double.yml")
 NAME = "devstack"

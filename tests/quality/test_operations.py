@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from voip_stack import calls, inventory, provision, secrets, settings, status, vault, vms
+from voip_stack import calls, inventory, provision, secrets, settings, status, vms
 from voip_stack.errors import CallError
 from voip_stack.inventory import Machine
+from voip_stack.secrets import vault
 
 pytestmark = pytest.mark.alone
 

@@ -17,8 +17,8 @@ import yaml
 from ansible.errors import AnsibleActionFail
 
 from voip_stack import paths
+from voip_stack.secrets.vault import Vault, VaultError
 from voip_stack.services import Step, vault_setup
-from voip_stack.vault import Vault, VaultError
 
 ACTIONS = paths.ANSIBLE / "plugins" / "action"
 

@@ -10,8 +10,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from voip_stack import certificates, settings, vault
+from voip_stack import settings
 from voip_stack.errors import VoipError
+from voip_stack.secrets import certificates, vault
+from voip_stack.secrets.vault_provider import VaultProvider
 
 NAME, DOMAIN, ADDRESS = "sip-1.voip.local", "sip.local", "192.0.2.10"
 
@@ -75,7 +77,7 @@ def test_a_file_that_holds_none_is_named() -> None:
 
 
 def test_the_agent_asks_for_the_same_names() -> None:
-    assert certificates.reference("kamailio-role", NAME, [DOMAIN], [ADDRESS]) == (
+    assert VaultProvider().certificate("kamailio-role", NAME, [DOMAIN], [ADDRESS]) == (
         "{{ with pkiCert `pki_int/issue/kamailio-role` `common_name=sip-1.voip.local` `alt_names=sip.local`"
         " `ip_sans=192.0.2.10` `ttl=2160h` }}{{ .Key }}\n{{ .Cert }}\n{{ .CA }}{{ end }}"
     )
@@ -96,9 +98,7 @@ def test_the_newest_of_our_machines_and_the_cas_are_listed_and_nobody_elses(monk
                 return {"data": {"keys": ["2", "1", "3"]}}
             return {"data": {"certificate": kept[path]}} if path in kept else None
 
-    monkeypatch.setenv("VOIP_SECRETS", "vault")
-    settings.load.cache_clear()
     monkeypatch.setattr(vault, "current", Server)
-    found = certificates.ends()
+    found = VaultProvider().ends()
     assert set(found) == {NAME, "voip-stack CA of this computer"}
     assert found[NAME] == x509.load_pem_x509_certificate(second.encode()).not_valid_after_utc

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from voip_stack import inventory, packages, provision, rotation, secrets, settings, vms
+from voip_stack import inventory, packages, provision, secrets, settings, vms
 from voip_stack.packages import proxy
+from voip_stack.secrets import rotation
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import concurrent.futures
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,8 +11,9 @@ import pytest
 
 from voip_stack import inventory, secrets, settings
 from voip_stack.errors import VoipError
+from voip_stack.secrets import rotation, vault
+from voip_stack.secrets.vault import Vault
 from voip_stack.services import vault_setup
-from voip_stack.vault import Vault
 
 
 @pytest.fixture
@@ -117,3 +119,41 @@ def test_proxies_alone_may_be_certified_as_the_sip_domain() -> None:
         "kamailio-role": (["voip.local", "sip.local"], True),
         "asterisk-role": (["voip.local"], False),
     }
+
+
+def test_the_age_of_what_files_keep_is_told(directory: Path) -> None:
+    secrets.get("asterisk_ami_secret")
+    told = {name: (place, age) for name, place, age in rotation.status()}
+    assert told["asterisk_ami_secret"] == (str(directory / "asterisk_ami_secret"), "0 h 0 min old")
+    assert told["asterisk_ari_password"][1] == "not made yet"
+
+
+def test_ages_and_ends_of_what_vault_keeps_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    soon = (datetime.now(UTC) + timedelta(days=29, hours=3, minutes=1)).isoformat().replace("+00:00", "123Z")
+    old = (datetime.now(UTC) - timedelta(hours=5)).isoformat().replace("+00:00", "123Z")
+
+    class Server:
+        url = "https://192.0.2.1:8200"
+
+        def find(self, path: str) -> dict[str, Any] | None:
+            if path == "secret/metadata/asterisk":
+                return {"data": {"updated_time": old}}
+            return {"data": {"keys": ["a"]}} if "pbx-vm-role" in path else None
+
+        def ask(self, _method: str, path: str, _body: object = None) -> dict[str, Any]:
+            if path == "sys/seal-status":
+                return {"version": "1.21.1", "sealed": False}
+            return {"data": {"metadata": {"machine": "pbx-1"}, "expiration_time": soon}}
+
+    monkeypatch.setattr(vault, "current", Server)
+    monkeypatch.setenv("VOIP_SECRETS", "vault")
+    settings.load.cache_clear()
+    try:
+        told = rotation.status()
+    finally:
+        monkeypatch.undo()
+        settings.load.cache_clear()
+    assert told[0] == ("Vault", "https://192.0.2.1:8200", "version 1.21.1, unsealed")
+    assert ("asterisk_ami_secret", "secret/asterisk: ami_secret", "5 h 0 min old") in told
+    assert ("postgresql_password_kamailio", "secret/kamailio: db_password", "not made yet") in told
+    assert told[-1] == ("login of pbx-1", "AppRole pbx-vm-role", "ends in 29 d 3 h")

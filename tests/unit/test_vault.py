@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from voip_stack import inventory, lab, vault
-from voip_stack.vault import Keys, Vault, VaultError
+from voip_stack import inventory, lab
+from voip_stack.secrets import vault
+from voip_stack.secrets.vault import Keys, Vault, VaultError
 
 Answers = dict[str, tuple[int, Any]]
 

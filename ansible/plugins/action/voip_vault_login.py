@@ -6,8 +6,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from voip_stack import vault
 from voip_stack.errors import VoipError
+from voip_stack.secrets import vault
 from voip_stack.services import vault_setup
 
 DOCUMENTATION = """

@@ -8,7 +8,7 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 
-from voip_stack import certificates
+from voip_stack import secrets
 from voip_stack.errors import VoipError
 
 DOCUMENTATION = """
@@ -40,9 +40,8 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible's plugins have 
         addresses = [str(address) for address in self.get_option("addresses")]
         known = variables or {}
         plain = self._templar.template if self._templar else str
-        if plain(known["voip_secrets_provider"]) == "vault":
-            return [certificates.reference(role, name, others, addresses)]
+        keeper = secrets.provider(plain(known["voip_secrets_provider"]))
         try:
-            return [certificates.get(name, others, addresses)]
+            return [keeper.certificate(role, name, others, addresses)]
         except VoipError as error:
             raise AnsibleError(f"{error.message}; {error.hint}") from None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from voip_stack import inventory, lab, secrets, settings, vault
+from voip_stack import inventory, lab, secrets, settings
 from voip_stack.errors import VoipError
+from voip_stack.secrets import vault
 from voip_stack.services import Step, database, devstack, rabbitmq, templates, vault_setup
 
 _CONNECT_SECONDS = 5

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from voip_stack import inventory, lab, vault
+from voip_stack import inventory, lab
 from voip_stack.errors import VmError, VoipError
+from voip_stack.secrets import vault
 
 _SECONDS = 15  # for one answer
 

@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from voip_stack import inventory, secrets, settings, vault
+from voip_stack import inventory, secrets, settings
 from voip_stack.deadline import Deadline
+from voip_stack.secrets import vault
+from voip_stack.secrets.vault import Vault, VaultError
 from voip_stack.services import Step
-from voip_stack.vault import Vault, VaultError
 
 _HOUR, _DAY = 3600, 24 * 3600
 _ROOT_TTL, _INTERMEDIATE_TTL = "87600h", "43800h"
@@ -24,20 +25,6 @@ _WRAP_SECONDS = 300  # for a secret_id to reach its machine
 
 # The machines of each class by name, each with the address that it logs in from and those that its certificate is of.
 Machines = Mapping[str, Mapping[str, Sequence[str]]]
-
-# Where machines log in: a path of our own, as the lockout is a whole path's, and at approle others of a devstack-core
-# may log in.
-LOGINS = "voip-approle"
-
-
-def role(name: str) -> str:
-    """The AppRole of the class `name`."""
-    return f"{name}-vm-role"
-
-
-def role_path(name: str) -> str:
-    """Where in Vault it is."""
-    return f"auth/{LOGINS}/role/{role(name)}"
 
 
 def policy(name: str, domain: str, sip_domain: str, machines: Mapping[str, Sequence[str]]) -> str:
@@ -55,8 +42,8 @@ def policy(name: str, domain: str, sip_domain: str, machines: Mapping[str, Seque
         if machines  # an empty list would let everything pass
     ]
     rules.append(
-        f'path "{role_path(name)}/secret-id" {{\n  capabilities = ["update"]\n}}\n\n'
-        f'path "{role_path(name)}/secret-id-accessor/destroy" {{\n  capabilities = ["update"]\n}}'
+        f'path "{vault.role_path(name)}/secret-id" {{\n  capabilities = ["update"]\n}}\n\n'
+        f'path "{vault.role_path(name)}/secret-id-accessor/destroy" {{\n  capabilities = ["update"]\n}}'
     )
     return "\n\n".join(rules) + "\n"
 
@@ -121,9 +108,9 @@ def ours(server: Vault, machines: Machines, domain: str, sip_domain: str, bound:
                 functools.partial(server.ask, "POST", f"secret/data/{path}", body),
             )
     if not _has_logins(server):
-        yield f"the login method {LOGINS}", lambda: _make_logins(server)
-    elif not server.ask("GET", f"sys/auth/{LOGINS}/tune")["data"].get("user_lockout_disable"):
-        yield f"the login method {LOGINS}: nobody is locked out", lambda: _lock_nobody_out(server)
+        yield f"the login method {vault.LOGINS}", lambda: _make_logins(server)
+    elif not server.ask("GET", f"sys/auth/{vault.LOGINS}/tune")["data"].get("user_lockout_disable"):
+        yield f"the login method {vault.LOGINS}: nobody is locked out", lambda: _lock_nobody_out(server)
     for name, allowed in secrets.classes().items():
         text = policy(name, domain, sip_domain, machines.get(name, {}))
         path = f"sys/policies/acl/{name}-vm-policy"
@@ -139,7 +126,7 @@ def ours(server: Vault, machines: Machines, domain: str, sip_domain: str, bound:
             "secret_id_bound_cidrs": [f"{address}/32" for address in addresses],
             "token_bound_cidrs": addresses,
         }
-        yield from _ensure(server, role_path(name), settings, f"the AppRole {role(name)}")
+        yield from _ensure(server, vault.role_path(name), settings, f"the AppRole {vault.role(name)}")
         for certificate in allowed["certificates"]:
             pki: dict[str, Any] = {
                 "allowed_domains": list(dict.fromkeys([domain, *([sip_domain] if allowed["domain"] else [])])),
@@ -155,11 +142,11 @@ def ours(server: Vault, machines: Machines, domain: str, sip_domain: str, bound:
 
 
 def _has_logins(server: Vault) -> bool:
-    return f"{LOGINS}/" in server.ask("GET", "sys/auth")["data"]
+    return f"{vault.LOGINS}/" in server.ask("GET", "sys/auth")["data"]
 
 
 def _make_logins(server: Vault) -> None:
-    server.ask("POST", f"sys/auth/{LOGINS}", {"type": "approle"})
+    server.ask("POST", f"sys/auth/{vault.LOGINS}", {"type": "approle"})
     _lock_nobody_out(server)
 
 
@@ -169,7 +156,7 @@ def _lock_nobody_out(server: Vault) -> None:
     For 15 minutes, against the guessing of passwords; a secret_id is a random UUID.
     https://developer.hashicorp.com/vault/docs/concepts/user-lockout
     """
-    server.ask("POST", f"sys/auth/{LOGINS}/tune", {"user_lockout_config": {"lockout_disable": True}})
+    server.ask("POST", f"sys/auth/{vault.LOGINS}/tune", {"user_lockout_config": {"lockout_disable": True}})
 
 
 def _fields() -> dict[str, list[str]]:
@@ -201,7 +188,7 @@ def removal(server: Vault) -> Iterator[Step]:
             rest = {key: value for key, value in there.items() if key not in fields}
             yield f"secret/{path}: {', '.join(fields)}", functools.partial(_remove_secret, server, path, rest)
     if _has_logins(server):
-        yield f"the login method {LOGINS}", functools.partial(server.ask, "DELETE", f"sys/auth/{LOGINS}")
+        yield f"the login method {vault.LOGINS}", functools.partial(server.ask, "DELETE", f"sys/auth/{vault.LOGINS}")
 
 
 def _remove_secret(server: Vault, path: str, rest: Mapping[str, str]) -> None:
@@ -220,7 +207,7 @@ def login(server: Vault, name: str, machine: str, address: str) -> dict[str, str
 
     Raises VaultError.
     """
-    path = role_path(name)
+    path = vault.role_path(name)
     bound = [f"{address}/32"] if address else []
     body = {"metadata": json.dumps({"machine": machine}), "cidr_list": bound, "token_bound_cidrs": bound}
     wrapped = server.ask("POST", f"{path}/secret-id", body, wrap=_WRAP_SECONDS)

@@ -3,7 +3,8 @@
 from invoke.context import Context
 from invoke.tasks import task
 
-from voip_stack import rotation, ui
+from voip_stack import secrets, ui
+from voip_stack.secrets import rotation
 
 
 @task(help={"component": "a component that has secrets (secrets.status lists them), or all"})
@@ -27,6 +28,4 @@ def status(_c: Context, json: bool = False) -> None:
 @task
 def ca(_c: Context) -> None:
     """Print the CA (PEM) that phones have to trust to register by TLS."""
-    from voip_stack import certificates  # noqa: PLC0415  # half a second that only this needs
-
-    ui.say(certificates.authority().rstrip())
+    ui.say(secrets.provider().authority().rstrip())

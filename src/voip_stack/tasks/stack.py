@@ -14,11 +14,12 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from voip_stack import calls, images, inventory, lab, packages, provision, services, settings, testrun, ui, vault, vms
+from voip_stack import calls, images, inventory, lab, packages, provision, services, settings, testrun, ui, vms
 from voip_stack import status as stack_status
 from voip_stack.errors import CallError, VoipError
 from voip_stack.host import doctor
 from voip_stack.inventory import Machine
+from voip_stack.secrets import vault
 from voip_stack.services import check
 from voip_stack.tasks.calls import show
 from voip_stack.tell import lines

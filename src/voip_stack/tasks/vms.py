@@ -10,9 +10,10 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from voip_stack import inventory, lab, ui, vault, vms
+from voip_stack import inventory, lab, ui, vms
 from voip_stack.errors import VmError
 from voip_stack.inventory import Machine
+from voip_stack.secrets import vault
 
 _NAMES = "machines or groups, comma-separated; all when left out"
 

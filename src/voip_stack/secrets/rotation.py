@@ -7,14 +7,12 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
 
-from voip_stack import inventory, provision, secrets, settings, vault, vms
+from voip_stack import inventory, provision, secrets, vms
 from voip_stack.components import Secret, enabled
 from voip_stack.deadline import Deadline
 from voip_stack.errors import VoipError
-from voip_stack.services import check, make, vault_setup
+from voip_stack.services import check, make
 from voip_stack.tell import Tell, lines
 
 _DELIVERY_SECONDS = 120  # the agent looks every 30 s
@@ -54,10 +52,10 @@ def rotate(component: str, tell: Tell) -> None:
     if servers:
         tell(f"new passwords in {', '.join(servers)}")
         _tell_servers(servers, new | {f"{name}_before": value for name, value in old.items()}, tell)
-    tell(f"new secrets in {'Vault' if settings.load().secrets == 'vault' else settings.load().secrets_dir}")
+    tell(f"new secrets in {secrets.provider().place}")
     for name, value in new.items():
         secrets.put(name, value)
-    if settings.load().secrets == "file":
+    if not secrets.provider().by_agent:
         roles = {c.name for c in enabled() if set(c.secrets) & set(chosen)}
         if roles:
             provision.run(only_tags=",".join(sorted(roles)), progress=lines(tell))
@@ -121,64 +119,13 @@ def _has(machine: str, values: Sequence[str]) -> bool:
 
 def status() -> list[tuple[str, str, str]]:
     """What, where, and its age or end: secrets, certificates of CAs, the machines' logins. Raises VoipError."""
-    if settings.load().secrets == "file":
-        rows = []
-        for name in secrets.catalogue():
-            file = settings.load().secrets_dir / name
-            age = _age(datetime.fromtimestamp(file.stat().st_mtime, UTC)) if file.exists() else "not made yet"
-            rows.append((name, str(file), age))
-        return rows + _certificates("this computer's CA")
-    server = vault.current()
-    rows = [("Vault", server.url, _state(server))]
-    versions = {path: server.find(f"secret/metadata/{path}") for path in known()}
-    for secret in secrets.catalogue().values():
-        found = versions[secret.path]
-        made = _age(_time(found["data"]["updated_time"])) if found else "not made yet"
-        rows.append((secret.name, f"secret/{secret.path}: {secret.field}", made))
-    rows += _certificates("pki, pki_int")
-    for name in secrets.classes():
-        rows += [
-            (f"login of {machine}", f"AppRole {vault_setup.role(name)}", end) for machine, end in _logins(server, name)
-        ]
-    return rows
+    return [(dated.name, dated.place, _said(dated)) for dated in secrets.provider().dated()]
 
 
-def _certificates(where: str) -> list[tuple[str, str, str]]:
-    from voip_stack import certificates  # noqa: PLC0415  # half a second that only this needs
-
-    return [(f"certificate {name}", where, f"ends in {_left(end)}") for name, end in certificates.ends().items()]
-
-
-def _state(server: vault.Vault) -> str:
-    health = server.ask("GET", "sys/seal-status")
-    return f"version {health['version']}, {'sealed' if health['sealed'] else 'unsealed'}"
-
-
-def _logins(server: vault.Vault, name: str) -> list[tuple[str, str]]:
-    """The secret_ids of a class: machine, and when it ends."""
-    path = vault_setup.role_path(name)
-    listed = server.find(f"{path}/secret-id?list=true") or {"data": {"keys": []}}
-    found = []
-    for accessor in listed["data"]["keys"]:
-        login: dict[str, Any] = server.ask(
-            "POST", f"{path}/secret-id-accessor/lookup", {"secret_id_accessor": accessor}
-        )["data"]
-        found.append((str(login["metadata"].get("machine", "?")), f"ends in {_left(_time(login['expiration_time']))}"))
-    return sorted(found)
-
-
-def _time(text: str) -> datetime:
-    """Vault's time: RFC 3339 with nanoseconds."""
-    seconds, _, _ = text.partition(".")
-    return datetime.fromisoformat(seconds.removesuffix("Z") + "+00:00")
-
-
-def _age(then: datetime) -> str:
-    return f"{_days(datetime.now(UTC).timestamp() - then.timestamp())} old"
-
-
-def _left(then: datetime) -> str:
-    return _days(then.timestamp() - datetime.now(UTC).timestamp())
+def _said(dated: secrets.Dated) -> str:
+    if dated.ends:
+        return f"ends in {_days(dated.ends.timestamp() - time.time())}"
+    return f"{_days(time.time() - dated.made.timestamp())} old" if dated.made else dated.state
 
 
 def _days(seconds: float) -> str:

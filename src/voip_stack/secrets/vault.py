@@ -18,6 +18,9 @@ from voip_stack.inventory import Machine
 from voip_stack.lab import http_client
 from voip_stack.tell import Progress
 
+# Where machines log in: a path of our own, as the lockout is a whole path's, and at approle others of a devstack-core
+# may log in.
+LOGINS = "voip-approle"
 _HTTP_NOT_FOUND, _HTTP_FORBIDDEN, _HTTP_UNAVAILABLE, _HTTP_ERRORS = 404, 403, 503, 400
 _OPEN_SECONDS = {"kvm": 15, "hvf": 15, "tcg": 90}  # for Vault to answer once its machine is ready
 _HTTP_WRONG_KEY = 400, 500  # what sys/unseal answers to one
@@ -149,6 +152,16 @@ class Vault:
                 if deadline.is_due:
                     raise
                 time.sleep(1)
+
+
+def role(name: str) -> str:
+    """The AppRole of the class `name`."""
+    return f"{name}-vm-role"
+
+
+def role_path(name: str) -> str:
+    """Where in Vault it is."""
+    return f"auth/{LOGINS}/role/{role(name)}"
 
 
 def keys_dir() -> Path:

@@ -1,4 +1,4 @@
-"""Certificates of daemons: of a CA of this computer's own (the provider `file`), or of Vault's, by `vault agent`."""
+"""Certificates of daemons, of a CA of this computer's own: the provider `file`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from voip_stack import files, inventory, secrets, settings, vault
+from voip_stack import files, inventory, settings
 from voip_stack.errors import VoipError
+from voip_stack.secrets.store import CERTIFICATE_HOURS
 
-_LIFE = timedelta(hours=secrets.CERTIFICATE_HOURS)
+_LIFE = timedelta(hours=CERTIFICATE_HOURS)
 _CA_LIFE = timedelta(days=3650)
 
 
 def directory() -> Path:
-    """Where the provider `file` keeps them: ca.pem, ca.key, and one file for each name."""
+    """Where they are kept: ca.pem, ca.key, and one file for each name."""
     return settings.load().secrets_dir / "certificates"
 
 
@@ -56,46 +57,24 @@ def get(name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) ->
         return file.read_text().strip()
 
 
-def reference(role: str, name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) -> str:
-    """The same for `vault agent` to fill in, from the role `role` of pki_int (consul-template's pkiCert)."""
-    parts = {"common_name": name, "alt_names": ",".join(others), "ip_sans": ",".join(addresses)}
-    asked = " ".join(f"`{key}={value}`" for key, value in parts.items() if value)
-    return (
-        f"{{{{ with pkiCert `pki_int/issue/{role}` {asked} `ttl={secrets.CERTIFICATE_HOURS}h` }}}}"
-        "{{ .Key }}\n{{ .Cert }}\n{{ .CA }}{{ end }}"
-    )
-
-
 def authority() -> str:
-    """PEM of the CA that phones have to trust. Raises VoipError."""
-    if settings.load().secrets == "file":
-        with _alone():
-            return _pem(_ca()[0])
-    return str(vault.current().ask("GET", "pki/cert/ca")["data"]["certificate"]).strip() + "\n"
+    """PEM of the CA. Raises VoipError."""
+    with _alone():
+        return _pem(_ca()[0])
 
 
 def ends() -> dict[str, datetime]:
-    """The ends of our machines' newest ones and of their CAs, by common name. Raises VoipError."""
+    """The ends of our machines' certificates and of the CA, by common name. Raises VoipError."""
     stack = inventory.load()
-    ours = [f"{machine}.{stack.domain}" for machine in stack.machines]
-    found: dict[str, datetime] = {}
-    if settings.load().secrets == "file":
-        for file in (directory() / f"{name}.pem" for name in ["ca", *ours]):
-            if file.exists():
-                made = _read(file)
-                found[_name(made)] = made.not_valid_after_utc
-        return found
-    server = vault.current()
-    listed = server.find("pki_int/certs?list=true") or {"data": {"keys": []}}
-    for path in ("pki/cert/ca", "pki_int/cert/ca", *(f"pki_int/cert/{serial}" for serial in listed["data"]["keys"])):
-        answer = server.find(path)
-        if answer is None:
-            continue
-        made = x509.load_pem_x509_certificate(answer["data"]["certificate"].encode())
-        name = _name(made)
-        if path.endswith("/ca") or name in ours:  # a devstack-core has others' there, too
-            found[name] = max(made.not_valid_after_utc, found.get(name, made.not_valid_after_utc))
-    return found
+    names = ["ca", *(f"{machine}.{stack.domain}" for machine in stack.machines)]
+    there = (file for name in names if (file := directory() / f"{name}.pem").exists())
+    return {_name(made): made.not_valid_after_utc for made in map(_read, there)}
+
+
+def described(pem: str) -> tuple[str, datetime]:
+    """The common name and the end of a certificate."""
+    made = x509.load_pem_x509_certificate(pem.encode())
+    return _name(made), made.not_valid_after_utc
 
 
 @contextlib.contextmanager
