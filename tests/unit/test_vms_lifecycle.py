@@ -16,6 +16,7 @@ import libvirt
 import pytest
 
 from voip_stack import files, images, inventory, lab, settings, vms
+from voip_stack.deadline import Deadline
 from voip_stack.errors import HostError, VmError
 from voip_stack.host.machine import X86, Hardware
 from voip_stack.images import Image
@@ -166,7 +167,9 @@ def test_emulated_machines_boot_as_many_at_a_time_as_there_are_cores(
     def wait(machine: inventory.Machine, *_: object) -> None:
         booting.append(machine.name)
         together.append(len(booting))
-        time.sleep(0.2)
+        Deadline(30).until(lambda: max(together) == most)
+        time.sleep(0.1)  # one more would come now
+        together.append(len(booting))
         booting.remove(machine.name)
 
     monkeypatch.setattr(ready, "wait", wait)
