@@ -15,7 +15,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from voip_stack import files, images, inventory, lab, settings, vms
+from voip_stack import files, host, images, inventory, lab, settings, vms
 from voip_stack.deadline import Deadline
 from voip_stack.errors import HostError, VmError
 from voip_stack.host.machine import X86, Hardware
@@ -77,7 +77,7 @@ def driver(tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(
         lifecycle, "hardware_for", lambda _made: Hardware("test", X86, "host-passthrough", "/usr/bin/qemu")
     )
-    monkeypatch.setattr(lifecycle, "_accelerator", lambda: "tcg")
+    monkeypatch.setattr(host, "emulates", lambda: True)
     monkeypatch.setattr(ready, "requirements", lambda m, d: [ready.Requirement("runs", lambda _: _runs(m, d), "")])
     monkeypatch.setattr(saved, "set_clocks", lambda _machines: None)
     settings.load.cache_clear()
@@ -173,7 +173,7 @@ def test_emulated_machines_boot_as_many_at_a_time_as_there_are_cores(
         booting.remove(machine.name)
 
     monkeypatch.setattr(ready, "wait", wait)
-    monkeypatch.setattr(lifecycle, "_accelerator", lambda: accelerator)
+    monkeypatch.setattr(host, "emulates", lambda: accelerator == "tcg")
     monkeypatch.setattr(lifecycle, "_TURNS", threading.BoundedSemaphore(2))
     vms.create(list(STACK.machines.values()))
     assert max(together) == most

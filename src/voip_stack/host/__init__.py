@@ -1,10 +1,13 @@
 """What this computer can do: its architecture, its accelerator, its tools."""
 
+from voip_stack.host import speed
 from voip_stack.host.machine import Hardware
 from voip_stack.host.platforms import Platform, current
 from voip_stack.host.probe import accelerator, verdict
 
-__all__ = ["Hardware", "Platform", "accelerator", "current", "hardware", "verdict"]
+__all__ = ["Hardware", "Platform", "accelerator", "current", "emulates", "hardware", "patience", "verdict"]
+
+_EMULATION = 10  # times that a guest takes without hardware virtualization, at the worst
 
 
 def hardware(kernel: str, initrd: str) -> Hardware:
@@ -13,3 +16,13 @@ def hardware(kernel: str, initrd: str) -> Hardware:
     Raises HostError when the accelerator that VOIP_ACCELERATOR names does not work here.
     """
     return current().hardware(accelerator(kernel, initrd))
+
+
+def emulates() -> bool:
+    """Whether guests run without hardware virtualization, as far as it is known."""
+    return verdict() in (None, "tcg")
+
+
+def patience(seconds: float) -> float:
+    """A time-out for a guest: `seconds` with hardware virtualization on a fast computer."""
+    return speed.patient(seconds * (_EMULATION if emulates() else 1))

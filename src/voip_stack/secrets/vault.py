@@ -22,7 +22,7 @@ from voip_stack.tell import Progress
 # may log in.
 LOGINS = "voip-approle"
 _HTTP_NOT_FOUND, _HTTP_FORBIDDEN, _HTTP_UNAVAILABLE, _HTTP_ERRORS = 404, 403, 503, 400
-_OPEN_SECONDS = {"kvm": 15, "hvf": 15, "tcg": 90}  # for Vault to answer once its machine is ready
+_OPEN_SECONDS = 15  # for Vault to answer once its machine is ready; host.patience() makes more of it
 _HTTP_WRONG_KEY = 400, 500  # what sys/unseal answers to one
 
 
@@ -208,7 +208,7 @@ def current() -> Vault:
 def reopen(machine: Machine, progress: Progress) -> None:
     """Unseal the Vault of a `machine` that has started, if it has one; what keeps us from that is told."""
     try:
-        if unseal_machine(machine, _OPEN_SECONDS[host.verdict() or "tcg"]):
+        if unseal_machine(machine, host.patience(_OPEN_SECONDS)):
             progress(machine.name, "its Vault is unsealed")
     except VaultError as error:
         # Calls need no Vault: what is in the machines' files is theirs without it.

@@ -23,7 +23,7 @@ from voip_stack.vms import domain as xml
 from voip_stack.vms import ready, seed, ssh, store, tools
 from voip_stack.vms.connection import NAMESPACE_URI, absent, connect, connect_if_up, errors
 
-SHUTDOWN_SECONDS = {"kvm": 45, "hvf": 45, "tcg": 90}  # for a guest to power itself off
+_SHUTDOWN_SECONDS = 20  # for a guest to power itself off; host.patience() makes more of it
 _POWER_BUTTON_SECONDS = 10
 _FREE_SECONDS = 0.5  # for whoever has a machine's address to answer
 
@@ -147,10 +147,6 @@ def hardware_for(made: Iterable[Image]) -> host.Hardware:
     return host.hardware(str(image.kernel), str(image.initrd))
 
 
-def _accelerator() -> str:
-    return host.verdict() or "tcg"
-
-
 def _whole(connection: Any, name: str) -> bool:
     """Whether the machine is defined and has its disk: definition is the last step of making one."""
     return bool(find(connection, name)) and (store.directory(name) / "disk.qcow2").exists()
@@ -200,7 +196,7 @@ _TURNS = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
 @contextlib.contextmanager
 def _turn(machine: Machine, progress: Progress, stop: threading.Event) -> Iterator[None]:
     """Emulated machines boot as many at a time as there are cores: else each takes as long as all of them."""
-    if _accelerator() != "tcg":
+    if not host.emulates():
         yield
         return
     if not _TURNS.acquire(blocking=False):
@@ -260,7 +256,7 @@ def stop(machines: Sequence[Machine], progress: Progress = nobody) -> None:
                 if domain is None or not domain.isActive():
                     progress(machine.name, "is off")
                     return
-                deadline = Deadline(SHUTDOWN_SECONDS[_accelerator()])
+                deadline = Deadline(host.patience(_SHUTDOWN_SECONDS))
                 while not deadline.is_due and domain.isActive():
                     _press_power_button(domain)  # again: a guest that still boots does not hear it
                     pause = Deadline(min(_POWER_BUTTON_SECONDS, deadline.left))

@@ -18,7 +18,7 @@ from voip_stack.vms import ssh, store, tools
 from voip_stack.vms.connection import errors
 
 # Seconds from start to ready. An emulated machine has taken 530 beside two busy ones, on a slow computer.
-TIMEOUTS = {"kvm": 90, "hvf": 90, "tcg": 900}
+_BOOT_SECONDS = 90  # host.patience() makes more of it
 _TRY = 15  # seconds for one ssh; under emulation a login takes one to three
 _UP = 30  # seconds for one look at the boot's end; between two looks a stopped command ends
 
@@ -46,9 +46,9 @@ class CancelledError(Exception):
     """The user stopped the command, or another machine of it failed beyond repair."""
 
 
-def timeout() -> int:
-    """Seconds for a machine to become ready: the user's setting, else by accelerator."""
-    return settings.load().boot_timeout or TIMEOUTS[host.verdict() or "tcg"]
+def timeout() -> float:
+    """Seconds for a machine to become ready: the user's setting, else by accelerator and this computer's speed."""
+    return settings.load().boot_timeout or host.patience(_BOOT_SECONDS)
 
 
 def requirements(machine: Machine, domain: Any) -> list[Requirement]:
