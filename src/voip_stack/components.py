@@ -138,6 +138,14 @@ def enabled(groups: Collection[str] | None = None, among: Components | None = No
     return [c for c in every if c.enabled and (groups is None or c.on(groups))]
 
 
+def database_of(provides: str) -> str:
+    """The database of the enabled component that provides `provides`. Raises InventoryError when there is none."""
+    for component in enabled():
+        if component.provides == provides and component.databases:
+            return next(iter(component.databases))
+    raise InventoryError(f"no enabled component provides {provides}", f"enable one in {paths.ANSIBLE / FLAGS}")
+
+
 # Reading
 
 

@@ -8,20 +8,22 @@ import secrets
 import string
 from dataclasses import dataclass, field
 
-from voip_stack import settings
+from voip_stack import components, settings
 from voip_stack.errors import VoipError
 from voip_stack.services import database
 
 NUMBERS = range(1000, 3000)
+_PIN_DIGITS = range(4, 11)
 _LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
 class Subscriber:
-    """A subscriber; `password` is known only where it has just been set."""
+    """A subscriber; `password`, and the PIN of its voicemail box, are known only where they have just been set."""
 
     number: str
     password: str | None = field(default=None, repr=False)
+    pin: str | None = field(default=None, repr=False)
 
 
 def ha1(user: str, realm: str, password: str) -> str:
@@ -59,25 +61,25 @@ def add(number: str, password: str | None = None) -> Subscriber:
     if number in {s.number for s in list_()}:
         raise VoipError(f"{number} is a subscriber already", f"./voip subscribers.passwd {number}")
     password = password or "".join(secrets.choice(_LETTERS) for _ in range(20))
-    pin = "".join(secrets.choice(string.digits) for _ in range(6))
+    pin = _new_pin(number)
     database.run(
-        "\\connect kamailio\n"
+        f"\\connect {components.database_of('proxy')}\n"
         f"INSERT INTO subscriber (username, domain, ha1, ha1b) VALUES ({_account(number, password)});\n"
-        "\\connect asterisk\n"
+        f"\\connect {components.database_of('pbx')}\n"
         f"INSERT INTO voicemail (mailbox, password) VALUES ({database.quoted(number)}, {database.quoted(pin)})"
-        " ON CONFLICT DO NOTHING;\n"
+        " ON CONFLICT (context, mailbox) DO UPDATE SET password = EXCLUDED.password;\n"
     )
-    return Subscriber(number, password)
+    return Subscriber(number, password, pin)
 
 
 def remove(number: str) -> None:
     """Remove a subscriber, its registrations and its voicemail box. Raises VoipError for one that is not there."""
     _known(number)
     database.run(
-        "\\connect kamailio\n"
+        f"\\connect {components.database_of('proxy')}\n"
         f"DELETE FROM location WHERE username = {database.quoted(number)};\n"
         f"DELETE FROM subscriber WHERE {_is(number)};\n"
-        "\\connect asterisk\n"
+        f"\\connect {components.database_of('pbx')}\n"
         f"DELETE FROM voicemail WHERE mailbox = {database.quoted(number)};\n"
     )
 
@@ -87,11 +89,35 @@ def passwd(number: str, password: str | None = None) -> Subscriber:
     _known(number)
     password = password or "".join(secrets.choice(_LETTERS) for _ in range(20))
     database.run(
-        "\\connect kamailio\n"
+        f"\\connect {components.database_of('proxy')}\n"
         f"UPDATE subscriber SET (username, domain, ha1, ha1b) = ({_account(number, password)})"
         f" WHERE {_is(number)};\n"
     )
     return Subscriber(number, password)
+
+
+def set_pin(number: str, pin: str | None = None) -> Subscriber:
+    """Give a subscriber's voicemail box a new PIN, generated when none is given.
+
+    Raises VoipError for a subscriber that is not there, and for a PIN that voicemail would not take.
+    """
+    if pin is not None and (not (pin.isascii() and pin.isdigit() and len(pin) in _PIN_DIGITS) or pin == number):
+        raise VoipError(
+            "that is no PIN", f"{_PIN_DIGITS[0]} to {_PIN_DIGITS[-1]} digits, and not the subscriber's number"
+        )
+    _known(number)
+    pin = pin or _new_pin(number)
+    database.run(
+        f"\\connect {components.database_of('pbx')}\n"
+        f"UPDATE voicemail SET password = {database.quoted(pin)} WHERE mailbox = {database.quoted(number)};\n"
+    )
+    return Subscriber(number, pin=pin)
+
+
+def _new_pin(number: str) -> str:
+    while (pin := "".join(secrets.choice(string.digits) for _ in range(6))).startswith(number):
+        pass
+    return pin
 
 
 def _known(number: str) -> None:
@@ -102,7 +128,8 @@ def _known(number: str) -> None:
 def list_() -> list[Subscriber]:
     """All subscribers, by number. Raises VmError when the database can't be reached."""
     rows = database.run(
-        "\\connect kamailio\nSELECT coalesce(json_agg(username ORDER BY username), '[]') FROM subscriber"
+        f"\\connect {components.database_of('proxy')}\n"
+        "SELECT coalesce(json_agg(username ORDER BY username), '[]') FROM subscriber"
         f" WHERE {_ours()};\n"
     )
     return [Subscriber(number) for number in json.loads(rows)]

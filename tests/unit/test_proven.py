@@ -62,7 +62,13 @@ def test_what_makes_a_scenario_stale(repository: Path, file: str, old: str, new:
 
 
 @pytest.mark.parametrize(
-    "file", ["molecule/conftest.py", "molecule/shared/converge.yml", ".config/molecule/config.yml"]
+    "file",
+    [
+        "molecule/conftest.py",
+        "molecule/shared/converge.yml",
+        ".config/molecule/config.yml",
+        "ansible/tasks/packages.yml",
+    ],
 )
 def test_what_all_share_makes_all_stale(repository: Path, file: str) -> None:
     text = (repository / file).read_text()

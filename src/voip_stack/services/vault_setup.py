@@ -72,7 +72,7 @@ def _make_kv(server: Vault) -> None:
 
 def _serves(server: Vault) -> bool:
     try:
-        server.kv("kamailio")
+        server.kv("any")
     except VaultError:
         return False
     return True

@@ -9,9 +9,10 @@ from voip_stack import inventory, settings, subscribers, ui
 from voip_stack.subscribers import Subscriber
 
 _STDIN = "read the password from standard input in place of generating one"
+_PIN_STDIN = "read the PIN from standard input in place of generating one"
 
 
-def _password(from_stdin: bool) -> str | None:
+def _given(from_stdin: bool) -> str | None:
     return sys.stdin.readline().rstrip("\n") or None if from_stdin else None
 
 
@@ -21,18 +22,27 @@ def _show(subscriber: Subscriber, given: bool) -> None:
     ui.say(f"user      {subscriber.number}\ndomain    {domain}\nproxy     {proxies} (port 5060, UDP or TCP)")
     if not given:
         ui.say(f"password  {subscriber.password}   (shown only now)")
+    if subscriber.pin:
+        ui.say(f"voicemail *97, PIN {subscriber.pin}   (shown only now)")
 
 
 @task(help={"number": "1000 to 2999", "password-stdin": _STDIN})
 def add(_c: Context, number: str, password_stdin: bool = False) -> None:
     """Add a subscriber with a voicemail box, and print what a phone needs."""
-    _show(subscribers.add(number, _password(password_stdin)), password_stdin)
+    _show(subscribers.add(number, _given(password_stdin)), password_stdin)
 
 
 @task(help={"number": "1000 to 2999", "password-stdin": _STDIN})
 def passwd(_c: Context, number: str, password_stdin: bool = False) -> None:
     """Give a subscriber a new password."""
-    _show(subscribers.passwd(number, _password(password_stdin)), password_stdin)
+    _show(subscribers.passwd(number, _given(password_stdin)), password_stdin)
+
+
+@task(help={"number": "1000 to 2999", "pin-stdin": _PIN_STDIN})
+def pin(_c: Context, number: str, pin_stdin: bool = False) -> None:
+    """Give a subscriber's voicemail box a new PIN."""
+    changed = subscribers.set_pin(number, _given(pin_stdin))
+    ui.say(f"voicemail *97, PIN {'as given' if pin_stdin else f'{changed.pin}   (shown only now)'}")
 
 
 @task(help={"number": "1000 to 2999"})
