@@ -110,12 +110,24 @@ class Phone:
         """Answer the next call with 486 Busy Here. Event: refused."""
         return self._listen("uas_busy", "refused", lifetime=120)
 
+    def forward(self, to: str) -> Leg:
+        """Answer the next call with 302: it is to go to `to`. Event: forwarded."""
+        return self._listen("uas_forward", "forwarded", lifetime=120, to=to)
+
     def ring(self) -> Leg:
         """Ring at the next call and never answer. Events: ringing, cancelled."""
         return self._listen("uas_ring", "cancelled", lifetime=240)
 
-    def _listen(self, scenario: str, goal: str, phase: float = 0, talk: float = 0, lifetime: float = 0) -> Leg:
-        leg = self._run(scenario, goal, phase=phase, talk=talk, lifetime=lifetime)
+    def _listen(
+        self,
+        scenario: str,
+        goal: str,
+        phase: float = 0,
+        talk: float = 0,
+        lifetime: float = 0,
+        to: str = "",
+    ) -> Leg:
+        leg = self._run(scenario, goal, to=to, phase=phase, talk=talk, lifetime=lifetime)
         try:
             leg.wait_until_listening()
         except BaseException:
