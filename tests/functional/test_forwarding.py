@@ -10,7 +10,7 @@ import pytest
 from voip_stack import calls
 from voip_stack.calls import probes
 from voip_stack.calls.phone import Phone
-from voip_stack.calls.sipp import Refused
+from voip_stack.deadline import Deadline
 
 TRUNK = "0998"  # stands for a number that only a user of this stack may call
 
@@ -40,20 +40,22 @@ def test_a_phone_that_forwards_its_calls_sends_them_to_another_phone(phones: lis
     assert capture.heard_by(friend).tone_hz == pytest.approx(caller.tone_hz, abs=5)
 
 
-def test_a_phone_can_not_forward_a_stranger_to_what_only_users_may_call(phones: list[Phone], trunk: str) -> None:
-    with phones[0].call(trunk, seconds=2) as call:
-        call.finish()  # a user may
-    with phones[1].forward(trunk) as forwards, phones[0].call(phones[1].number) as call:
-        with pytest.raises(Refused):
-            call.finish()
+@pytest.mark.takes(40)
+@pytest.mark.parametrize("number", [TRUNK, "*97"])
+def test_a_phone_forwards_to_nothing_that_the_caller_did_not_dial(phones: list[Phone], trunk: str, number: str) -> None:
+    """A trunk, a voicemail box. The caller gets the voicemail of who is away."""
+    caller, away, _ = phones
+    assert trunk
+    with caller.call(number, seconds=1) as call:
+        call.finish()  # whoever dials it reaches it
+    assert Deadline(60).until(lambda: bool(probes.cdrs(caller.number, number)), every=1)
+    dialled = len(probes.cdrs(caller.number, number))
+    known = len(probes.cdrs(caller.number, away.number))
+    with away.forward(number) as forwards, caller.call(away.number, seconds=2) as call:
+        call.finish()
         forwards.finish()
-
-
-def test_a_phone_can_not_forward_a_caller_into_a_voicemail_box(phones: list[Phone]) -> None:
-    with phones[1].forward("*97") as forwards, phones[0].call(phones[1].number) as call:
-        with pytest.raises(Refused):
-            call.finish()
-        forwards.finish()
+    assert Deadline(60).until(lambda: len(probes.cdrs(caller.number, away.number)) > known, every=1)
+    assert len(probes.cdrs(caller.number, number)) == dialled
 
 
 @pytest.mark.alone
