@@ -1,4 +1,4 @@
-"""Call detail records: those in PostgreSQL, and the events of new ones from RabbitMQ."""
+"""Call detail records: those in PostgreSQL, and new ones' events from RabbitMQ."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ COLUMNS = (
 )
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
-# Runs on the PBX, which RabbitMQ lets in and which has the client of the role cdr. A queue of its own, gone with the
-# connection: the events in the queue `cdr` are for who reads that one.
+# Runs on the PBX: RabbitMQ lets it in, and the role cdr has installed the client. It uses its own queue, which ends
+# with the connection: the events in the queue `cdr` are for that queue's reader.
 _FOLLOW = """
 import os, sys, threading, pika
 login, queue = sys.stdin.readline().split()
@@ -41,7 +41,7 @@ except (pika.exceptions.AMQPError, OSError) as error:
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """A time as a person gives it: ISO 8601 (UTC unless it names a zone), or 30m, 2h, 3d before `now`.
+    """A time typed by a person: ISO 8601 (UTC unless it names a zone), or 30m, 2h, 3d before `now`.
 
     Raises VoipError for anything else.
     """
@@ -55,9 +55,9 @@ def moment(text: str, now: datetime) -> datetime:
 
 
 def list_(src: str = "", dst: str = "", since: str = "", limit: int = 20) -> list[dict[str, Any]]:
-    """The newest records, `limit` at the most, the newest first: from `src`, to `dst`, begun at or after `since`.
+    """At most `limit` CDRs, newest first: from `src`, to `dst`, begun at or after `since`.
 
-    Raises VoipError for what is no time or no number of records, VmError when the database can't be reached.
+    Raises VoipError for an invalid time or number of records, VmError when the database can't be reached.
     """
     if limit < 1:
         raise VoipError(f"{limit} records can't be shown", "take 1 or more")
@@ -72,14 +72,14 @@ def list_(src: str = "", dst: str = "", since: str = "", limit: int = 20) -> lis
 
 
 def login() -> str:
-    """The AMQP URL of who reads events, with the password. Raises VoipError."""
+    """The AMQP URL of the events' reader, with the password. Raises VoipError."""
     stack = inventory.load()
     _, address = stack.infra()
     return f"amqp://cdr_reader:{secrets.get('rabbitmq_password_cdr_reader')}@{address}:{stack.port('amqp')}/voip"
 
 
 def follow() -> Iterator[dict[str, Any]]:
-    """The events of CDRs (docs/cdr-event.schema.json), each as it comes, until the caller stops.
+    """The events of CDRs (docs/cdr-event.schema.json), each as it arrives, until the caller stops.
 
     Raises VmError when the PBX can't be reached, VoipError when RabbitMQ can't or goes away.
     """
@@ -89,9 +89,9 @@ def follow() -> Iterator[dict[str, Any]]:
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdin and process.stdout and process.stderr  # noqa: PT018, S101  # the pipes asked for above
+        assert process.stdin and process.stdout and process.stderr  # noqa: PT018, S101  # the pipes requested above
         try:
-            process.stdin.write(f"{who} cdr.tail.{uuid.uuid4()}\n")  # by standard input: no process list shows it
+            process.stdin.write(f"{who} cdr.tail.{uuid.uuid4()}\n")  # on standard input: no process list shows it
             process.stdin.flush()
             yield from map(json.loads, process.stdout)
             said = process.stderr.read()

@@ -17,7 +17,7 @@ from voip_stack.errors import VoipError
 
 
 def show(error: VoipError) -> None:
-    """The error as a person reads it: what is wrong, the evidence, what to do."""
+    """The error as text for a person: the problem, the evidence, the next step."""
     if error.details:
         ui.err.print(error.details.rstrip(), markup=False)
         ui.err.print()
@@ -37,9 +37,9 @@ def guard(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except KeyboardInterrupt:
         ui.err.print("\nstopped; the same command can be run again")
         sys.exit(130)
-    except BrokenPipeError:  # whoever reads our output has enough of it, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-        sys.exit(141)  # as a shell has it of SIGPIPE
+    except BrokenPipeError:  # the reader of our output has closed it, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard the rest of the buffer
+        sys.exit(141)  # like a shell's status for SIGPIPE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

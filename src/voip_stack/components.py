@@ -1,6 +1,6 @@
-"""Components: `ansible/roles/<component>/component.yml`, from which all that the stack knows about one is derived.
+"""Components: `ansible/roles/<component>/component.yml`; the stack derives everything about one from that file.
 
-The library reads the descriptors here; the vars plugin voip_components hands the same to Ansible.
+The library reads the descriptors here; the vars plugin voip_components hands the same data to Ansible.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from voip_stack import paths, settings
 from voip_stack.errors import InventoryError
 from voip_stack.settings import Settings
 
-STAGES = ("machine", "vault", "services", "agent", "telephony")  # the plays of provision-vms.yml, in their order
-COMPUTER = "computer"  # as a source: this computer
+STAGES = ("machine", "vault", "services", "agent", "telephony")  # the plays of provision-vms.yml, in order
+COMPUTER = "computer"  # this computer, as a source
 SCHEMA = paths.ANSIBLE / "component.schema.json"
 FLAGS = PurePosixPath("inventory/group_vars/all/components.yml")  # below ansible/
 
 
 class Template(str):
-    """Jinja, for Ansible alone; any other text is taken as it is."""
+    """Jinja that only Ansible evaluates; any other text is taken literally."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Port:
-    """What a component listens on beyond loopback. `internal`: groups or COMPUTER; `external`: anybody."""
+    """A port that a component listens on beyond loopback. `internal`: groups or COMPUTER; `external`: anybody."""
 
     name: str
     protocol: str
@@ -48,14 +48,14 @@ class Port:
 
     @property
     def reached(self) -> list[dict[str, Any]]:
-        """The networks that it is reached on, and by whom: anybody where there are no `sources`."""
+        """The networks that reach it, with their sources: anybody if there are no `sources`."""
         external = [{"network": "external"}] if self.external else []
         internal = [{"network": "internal", "sources": list(self.internal)}] if self.internal else []
         return [*external, *internal]
 
     @property
     def text(self) -> str:
-        """As nftables and daemons write it: 5060, or 10000-20000."""
+        """The syntax of nftables and daemons: 5060, or 10000-20000."""
         first, last = self.ports[0], self.ports[-1]
         return str(first) if first == last else f"{first}-{last}"
 
@@ -85,9 +85,9 @@ class Component:
     packages: tuple[str, ...] = ()
     ports: tuple[Port, ...] = ()
     secrets: tuple[Secret, ...] = ()
-    certificates: Mapping[str, bool] = field(default_factory=dict)  # whether of the SIP domain, too, by PKI role
+    certificates: Mapping[str, bool] = field(default_factory=dict)  # by PKI role: may they be for the SIP domain, too
     secret_files: tuple[PurePosixPath, ...] = ()
-    databases: Mapping[str, Any] = field(default_factory=dict)  # `schema` is SQL here, no longer a file
+    databases: Mapping[str, Any] = field(default_factory=dict)  # `schema` is the SQL itself here, not a file name
     redis_users: Mapping[str, Any] = field(default_factory=dict)
     rabbitmq: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, str] = field(default_factory=dict)
@@ -106,7 +106,7 @@ Components = Mapping[str, Component]
 def load(conf: Settings, ansible: Path = paths.ANSIBLE) -> dict[str, Component]:
     """All components by name, in the order in which their roles are applied.
 
-    Raises InventoryError, naming the file and the key, for a descriptor that is wrong in itself or beside the others.
+    Raises InventoryError, naming the file and the key, for a descriptor that is wrong or conflicts with another.
     """
     flags = _flags(ansible)
     found = {
@@ -133,7 +133,7 @@ _loaded = functools.cache(load)
 
 
 def enabled(groups: Collection[str] | None = None, among: Components | None = None) -> list[Component]:
-    """The enabled components; those on machines of `groups` where any are named."""
+    """The enabled components; with `groups`, only those on their machines."""
     every = (current() if among is None else among).values()
     return [c for c in every if c.enabled and (groups is None or c.on(groups))]
 
@@ -165,7 +165,7 @@ def _yaml(file: Path) -> Any:
 
 
 class _Once(yaml.SafeLoader):
-    """Refuses a key that is there twice; YAML 1.2, 3.2.1.1 has it so, PyYAML takes the last."""
+    """Refuses a repeated key, as YAML 1.2, 3.2.1.1 does; PyYAML takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Raises yaml.YAMLError."""
@@ -177,7 +177,7 @@ class _Once(yaml.SafeLoader):
 
 @functools.cache
 def _validator() -> Any:
-    import jsonschema  # noqa: PLC0415  # 60 ms that only this needs
+    import jsonschema  # noqa: PLC0415  # takes 60 ms, needed only here
 
     return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
@@ -252,7 +252,7 @@ def _database(file: Path, name: str, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check(component: Component, every: Components, file: Path) -> None:
-    """What a descriptor says of others is there."""
+    """Check that a descriptor's references to other components exist."""
     for name in component.after:
         if name not in every or every[name].stage != component.stage:
             raise InventoryError(f"{file}: after: {name} is no component of the stage {component.stage}")
@@ -265,7 +265,7 @@ def _check(component: Component, every: Components, file: Path) -> None:
 
 
 def _check_names(every: Components, ansible: Path) -> None:
-    """No name stands for two things. Alternatives may have the same names: one of them is enabled."""
+    """Check that names are unique. Alternatives may share names: only one of them is enabled."""
     taken: dict[tuple[str, object], Component] = {}
 
     def names(component: Component) -> Iterator[tuple[str, object]]:
@@ -289,7 +289,7 @@ def _check_names(every: Components, ansible: Path) -> None:
 
 
 def _check_ports(chosen: Iterable[Component], ansible: Path) -> None:
-    """No port is listened on twice. A daemon listens on its machine's address of a network."""
+    """Check that no two daemons listen on one port of a machine's address in a network."""
     for one, two in itertools.combinations_with_replacement(chosen, 2):
         if not (one.on(two.groups) or two.on(one.groups)):
             continue
@@ -334,7 +334,7 @@ def check_groups(every: Components, groups: Collection[str], ansible: Path = pat
                 )
 
 
-# What is derived
+# Derived data
 
 
 def secrets(every: Components) -> dict[str, Secret]:
@@ -343,14 +343,14 @@ def secrets(every: Components) -> dict[str, Secret]:
 
 
 def vault_class(group: str) -> str:
-    """What a group's AppRole and policy are called: sip, of sip_proxies, as devstack-core has it."""
+    """The name of a group's AppRole and policy: sip, of sip_proxies, as devstack-core has it."""
     return group.partition("_")[0]
 
 
 def classes(every: Components) -> dict[str, dict[str, Any]]:
-    """By class of machines: its `group`, what they may read: `secrets` by path, `certificates` by PKI role.
+    """By class of machines: its `group`, the `secrets` it may read by path, its `certificates` by PKI role.
 
-    `domain`: whether those may be of the SIP domain, too.
+    `domain`: whether those may be for the SIP domain, too.
     """
     found: dict[str, dict[str, Any]] = {}
     for component in enabled(among=every):
@@ -365,9 +365,10 @@ def classes(every: Components) -> dict[str, dict[str, Any]]:
 
 
 def variables(every: Components) -> dict[str, Any]:
-    """What Ansible is told of the components, for all machines.
+    """The components' variables for Ansible, for all machines.
 
-    Those of a component that is not enabled are known where no other has the name: a role's scenario needs no flag.
+    Variables of a disabled component are set too, unless another component has the name: a role's scenario needs no
+    flag.
     """
     by_flag = sorted(every.values(), key=lambda component: component.enabled)
     values: dict[str, Any] = {}
@@ -390,7 +391,7 @@ def variables(every: Components) -> dict[str, Any]:
         {
             "name": name,
             **_with_password(user),
-            # Good, too, until the user has the new one: src/voip_stack/secrets/rotation.py gives it.
+            # The old password stays valid until the user has the new one: src/voip_stack/secrets/rotation.py passes it.
             "before": Template(f"{{{{ {user['password']}_before | default('') }}}}"),
         }
         for component in chosen
@@ -407,7 +408,7 @@ def variables(every: Components) -> dict[str, Any]:
 
 
 def scrape_jobs(every: Components) -> list[dict[str, Any]]:
-    """Where Prometheus finds metrics: `port` and `path` on each machine of `groups`."""
+    """The Prometheus scrape targets: `port` and `path` on each machine of `groups`."""
     return [
         {
             "name": component.name,
@@ -425,7 +426,7 @@ def _with_password(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def host_variables(every: Components, groups: Collection[str]) -> dict[str, Any]:
-    """What Ansible is told of the components, for a machine of `groups`."""
+    """The components' variables for Ansible, for a machine of `groups`."""
     here = enabled(groups, every)
     return {
         "voip_roles": {stage: [c.name for c in here if c.stage == stage] for stage in STAGES},

@@ -1,12 +1,12 @@
-"""The errors a user can cause or mend. Everything else is a bug and may show a traceback."""
+"""The errors a user can cause or fix. Everything else is a bug and may show a traceback."""
 
 
 class VoipError(Exception):
     """A problem the user can act on.
 
-    `message` names the thing that is wrong; `hint` says what to do next, as a command where there is one;
-    `details` are lines of evidence (a console's end, a daemon's journal) printed between the two. A command that ends
-    with it has the exit status `exit_code`.
+    `message` names the faulty thing; `hint` is the next step, as a command if there is one; `details` are lines of
+    evidence (a console's end, a daemon's journal) printed between the two. A command that ends with it has the exit
+    status `exit_code`.
     """
 
     exit_code = 1
@@ -19,11 +19,11 @@ class VoipError(Exception):
 
 
 class SettingsError(VoipError):
-    """`.env` or the environment holds something we can't use."""
+    """`.env` or the environment has an invalid value."""
 
 
 class InventoryError(VoipError):
-    """The inventory is wrong, or a name is not in it."""
+    """The inventory is wrong, or lacks a name."""
 
 
 class HostError(VoipError):
@@ -43,7 +43,7 @@ class PackageError(VoipError):
 
 
 class UnavailableError(PackageError):
-    """A package that cannot be had here at all, however often one tries."""
+    """A package that cannot be had on this computer, however often one tries."""
 
     exit_code = 3
 
@@ -57,4 +57,4 @@ class ProvisionError(VoipError):
 
 
 class CallError(VoipError):
-    """A call did not do what it should; `details` hold its ladder."""
+    """A call went wrong; `details` hold its ladder."""

@@ -1,4 +1,4 @@
-"""Which variables a text depends on: those that it names, and those that their values name."""
+"""The variables that a text depends on: those that it names, and those that their values name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from voip_stack.components import Components
 def known(ansible: Path, every: Components, hosts: Iterable[Collection[str]]) -> dict[str, str]:
     """As text: the inventory's variables of all machines, the components', and those of machines of these groups.
 
-    Not the components' flags: what a machine has of them is in the others.
+    The components' flags are left out: the other variables reflect their effect on a machine.
     """
     found: dict[str, Any] = {}
     for file in sorted((ansible / "inventory/group_vars").rglob("*.yml")):

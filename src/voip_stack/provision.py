@@ -1,4 +1,4 @@
-"""Provisioning: the playbook against running guests, and what a person needs to know when it fails."""
+"""Provisioning: the playbook against running guests, and the evidence a person needs when it fails."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from voip_stack.inventory import Machine
 from voip_stack.tell import Progress, nobody
 
 PLAYBOOK = paths.ANSIBLE / "playbooks" / "provision-vms.yml"
-# On a machine: the digest of what it was last provisioned with, from end to end and without a failure.
+# The stamp on a machine: the digest of the inputs of its last complete, successful provisioning.
 STAMP = "/var/lib/voip-stack/provisioned"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did: changed tasks by machine, seconds by role and machine."""
+    """The result of a run: changed tasks by machine, seconds by role and machine."""
 
     changed: dict[str, list[str]]
     seconds: dict[str, dict[str, float]]
@@ -46,28 +46,28 @@ def mitogen_strategy_plugins() -> Path | None:
 
 
 def environment() -> dict[str, str]:
-    """The environment that Ansible runs in here: our configuration, the settings, Mitogen where it is to be had."""
+    """Ansible's environment here: our configuration, the settings, Mitogen if it is available."""
     values = {**os.environ, **settings.load().environment(), "ANSIBLE_CONFIG": str(paths.ANSIBLE / "ansible.cfg")}
-    # For a connection. Several emulated guests that are asked at once answer late on a slow computer.
+    # Per connection. Several emulated guests answer late on a slow computer when asked at once.
     values |= {"ANSIBLE_TIMEOUT": str(round(speed.patient(60)))}
     plugins = mitogen_strategy_plugins()
     if plugins:
         values |= {"ANSIBLE_STRATEGY_PLUGINS": str(plugins), "VOIP_STRATEGY": "mitogen_host_pinned"}
-        # Mitogen warns about each Ansible that is newer than its last release; we run the pair that our lock names.
+        # Mitogen warns about each Ansible newer than its last release; we run the pair pinned in our lock.
         values |= {"ANSIBLE_DEPRECATION_WARNINGS": "no"}
     return values
 
 
 def tags() -> list[str]:
-    """The tags that the playbook knows."""
+    """The tags of the playbook."""
     return [*inventory.load().components, "install", "configure", "service"]
 
 
 def _digest(machine: Machine) -> str:
-    """What the state of a provisioned machine depends on: what its image does, settings, secrets in files, Vault's CA.
+    """The inputs of a machine's provisioning: those of its image, settings, secrets in files, Vault's CA.
 
-    And the machines of the groups that its roles name: their addresses are in its daemons' configuration. /etc/hosts,
-    which names all, is brought along by the next provisioning. A new secret in Vault is its agent's business.
+    Also the machines of the groups that its roles name: their addresses are in its daemons' configuration. /etc/hosts,
+    which names all machines, is updated by the next provisioning. The agent delivers a new secret in Vault.
     """
     conf = settings.load()
     names = secrets.catalogue() if conf.secrets == "file" else ("vault/ca.pem",)
@@ -78,7 +78,7 @@ def _digest(machine: Machine) -> str:
 
 
 def _on_each(machines: Sequence[Machine], script: Callable[[Machine], str]) -> dict[str, str]:
-    """What a shell script prints on each machine, as root; empty for one that does not answer."""
+    """The output of a shell script on each machine, as root; empty for one that does not answer."""
 
     def run(machine: Machine) -> str:
         return vms.ssh.run(machine.name, "sh", "-c", script(machine), sudo=True).stdout.strip()
@@ -88,7 +88,7 @@ def _on_each(machines: Sequence[Machine], script: Callable[[Machine], str]) -> d
 
 
 def stale(machines: Sequence[Machine]) -> list[str]:
-    """The names of those of `machines` that were not provisioned with today's roles, inventory, settings and secrets.
+    """The names of `machines` with an outdated stamp: other roles, inventory, settings or secrets.
 
     A machine that somebody has changed by hand is not among them: only run() finds that.
     """
@@ -97,7 +97,7 @@ def stale(machines: Sequence[Machine]) -> list[str]:
 
 
 def mark(machines: Sequence[Machine]) -> None:
-    """Remember that `machines` are as today's roles, inventory, settings and secrets want them."""
+    """Stamp `machines` with the digest of the current roles, inventory, settings and secrets."""
     _on_each(machines, lambda m: f"mkdir -p {Path(STAMP).parent} && echo {_digest(m)} >{STAMP}")
 
 
@@ -135,7 +135,7 @@ def run(
     if (extra_vars or extra_args) and not check:
         _on_each(machines, lambda _machine: f"rm -f {STAMP}")
     command = [str(Path(sys.executable).with_name("ansible-playbook")), str(PLAYBOOK)]
-    # Ansible's own inventory has the group infra in any case.
+    # Ansible's own inventory always has the group infra.
     options = {
         "--limit": limit or ("all:!infra" if inventory.load().devstack else ""),
         "--tags": only_tags,

@@ -1,4 +1,4 @@
-"""The stack at a glance: machines, daemons and what they carry, and what calls lack while one of them is away."""
+"""The stack at a glance: machines, daemons, their load, and the consequences for calls while a daemon is away."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from voip_stack.inventory import Machine
 
 @dataclass(frozen=True)
 class Part:
-    """A machine, or a daemon on it. `figures` is what it carries; `faults` is empty when all is well."""
+    """A machine, or a daemon on it. `figures` is its load; `faults` is empty when all is well."""
 
     machine: str
     name: str
     state: str  # of the domain, or of the systemd unit
     figures: str = ""
     faults: tuple[str, ...] = ()
-    hint: str = ""  # what to do about them
+    hint: str = ""  # the remedy
 
 
 def _script(components: Sequence[Component], machine: Machine) -> str:
-    """What is asked of `machine`: a section per component, and one of units that have failed.
+    """The script for `machine`: a section per component, and one for failed units.
 
     It reads the secrets of _secrets(), in their order.
     """
@@ -53,18 +53,18 @@ def _script(components: Sequence[Component], machine: Machine) -> str:
 
 
 def _secrets(components: Sequence[Component]) -> str:
-    """What the script reads: by standard input, where no process list shows it."""
+    """The script's standard input: no process list shows it."""
     values = []
     for name in (name for component in components for name in component.status_secrets):
         try:
             values.append(secrets.get(name))
-        except VoipError:  # Vault is sealed or away, which its own part says
+        except VoipError:  # Vault is sealed or away; its own part says so
             values.append("")
     return "".join(f"{value}\n" for value in values)
 
 
 def _agent(machine: Machine) -> str:
-    """Does it get what is new in Vault?"""
+    """Can it fetch new secrets from Vault?"""
     if not secrets.by_agent(machine):
         return ""
     lost = f"new secrets and certificates do not come: ./voip provision --limit {machine.name}"
@@ -81,10 +81,10 @@ def _agent(machine: Machine) -> str:
 
 
 def _reach(machine: Machine) -> str:
-    """Can it connect to each service of another machine that it is meant to use?"""
+    """Can it connect to each service that it uses on another machine?"""
     stack = inventory.load()
     tests = []
-    # Side by side: a packet filter that drops what it does not like costs the whole time.
+    # In parallel: a packet filter that drops packets costs the whole time-out.
     for service in stack.services:
         if service.protocol != "tcp" or service.network != "internal" or not set(service.sources) & set(machine.groups):
             continue
@@ -96,7 +96,7 @@ def _reach(machine: Machine) -> str:
 
 
 def _parts(machine: Machine, components: Sequence[Component], said: str) -> list[Part]:
-    """The parts that the script's output tells of."""
+    """The parts in the script's output."""
     parts = []
     for section in re.split(r"^== ", said, flags=re.MULTILINE)[1:]:
         head, *lines = section.splitlines()
@@ -118,7 +118,7 @@ def _parts(machine: Machine, components: Sequence[Component], said: str) -> list
 
 
 def _look(machine: Machine, state: vms.Status) -> list[Part]:
-    """The machine, and what is on it when it can be asked."""
+    """The machine, and its daemons if it answers."""
     stack = inventory.load()
     components = [component for component in stack.components_of(machine) if component.away]
     lacks = "; ".join(component.away for component in components)

@@ -19,7 +19,7 @@ _LETTERS = string.ascii_letters + string.digits
 
 @dataclass(frozen=True)
 class Subscriber:
-    """A subscriber; `password`, and the PIN of its voicemail box, are known only where they have just been set."""
+    """A subscriber; `password` and the PIN of the voicemail box are known only right after they are set."""
 
     number: str
     password: str | None = field(default=None, repr=False)
@@ -48,7 +48,7 @@ def _is(number: str) -> str:
 
 
 def _ours() -> str:
-    """Another domain's accounts have passwords that are good there alone (the realm is in their HA1): they stay."""
+    """Accounts of another domain stay: their passwords work only there (the realm is in their HA1)."""
     return f"domain = {database.quoted(settings.load().sip_domain)}"
 
 

@@ -1,6 +1,6 @@
-"""The tests of the full stack, which is up: those of calls side by side, then those marked `alone` one at a time.
+"""The tests of the full stack, which is up: those of calls in parallel, then those marked `alone` one at a time.
 
-`python -m voip_stack.suites [--part core|rest] [--until SECONDS-SINCE-1970] [what pytest takes]`.
+`python -m voip_stack.suites [--part core|rest] [--until SECONDS-SINCE-1970] [arguments of pytest]`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from voip_stack import cli, inventory, paths, vms
 from voip_stack.errors import VmError
 from voip_stack.host import speed
 
-# In this order where time is short.
+# In this order when time is short.
 SUITES = ("integration", "security", "functional", "quality")
-_WORKERS = 3  # voip_phones has addresses for so many; the tests mostly wait
-_SECONDS = 1800  # for one test on a fast computer
-_OVER = 600  # seconds that a test which hangs may run beyond the end
+_WORKERS = 3  # voip_phones has addresses for three workers; the tests mostly wait
+_SECONDS = 1800  # time limit of one test on a fast computer
+_OVER = 600  # seconds that a hanging test may run beyond the end
 _NO_TESTS = 5  # pytest's exit status when none was selected
 
 
 def _pytest(name: str, marks: str, workers: int, until: float | None, arguments: list[str]) -> int:
-    """Run pytest with the tests that are marked so; its exit status."""
+    """Run pytest with the tests of this mark; returns its exit status."""
     seconds = speed.patient(_SECONDS)
     if until:
         seconds = min(seconds, max(until - time.time(), 0) + _OVER)
@@ -50,7 +50,7 @@ def main() -> None:
     for name, alone, workers in (("calls", "not alone", _WORKERS), ("alone", "alone", 0)):
         chosen = f"{marks} and {alone}" if marks else alone
         statuses.append(_pytest(f"{options.part or 'all'}-{name}", chosen, workers, options.until, arguments))
-    # Either may be empty, but not both: a name that is misspelt selects no test.
+    # Either may be empty, but not both: a misspelt name selects no test.
     sys.exit(any(status not in (0, _NO_TESTS) for status in statuses) or set(statuses) == {_NO_TESTS})
 
 

@@ -1,13 +1,13 @@
-"""Telling what happens meanwhile. The library prints nothing: who calls it says who is told, nobody by default."""
+"""Progress messages. The library prints nothing: its caller chooses the receiver, by default nobody."""
 
 from collections.abc import Callable
 
 Tell = Callable[[str], None]  # one line
-Progress = Callable[[str, str], None]  # the name of a machine or a package, what happens to it
+Progress = Callable[[str, str], None]  # the name of a machine or a package, its event
 
 
 def lines(tell: Tell) -> Progress:
-    """A Progress that tells `tell` a line for each: NAME: WHAT."""
+    """A Progress that passes one line per event to `tell`: NAME: WHAT."""
     return lambda name, what: tell(f"{name}: {what}")
 
 

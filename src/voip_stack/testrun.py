@@ -1,4 +1,4 @@
-"""`./voip test`: all tests, or those that fit into a time; what was left is named, and one line counts everything."""
+"""`./voip test`: all tests, or those that fit into a time; names skipped ones, and counts everything in one line."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from voip_stack.secrets import vault
 _PYTEST = re.compile(r"=+ (.*\d+ (?:passed|failed|error|skipped).*) in [\d.]+s")
 _PLAIN = re.compile(r"\d+ passed, \d+ failed, \d+ skipped")
 _COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
-# What failed or was left, said again at the end, where it can't be missed.
+# Failed and skipped tests, repeated at the end, where nobody can miss them.
 _TELL = re.compile(r" *(FAILED |ERROR |\[ERROR\]|error: |SKIPPED |left: |\S+ failed at )")
-_GRACE = 30  # seconds for a part to end what it has started
-_BESIDE_MIB = 6 * 1024  # of free memory, for the guests of scenarios beside a stack that stands still
+_GRACE = 30  # seconds for a part to end its processes
+_BESIDE_MIB = 6 * 1024  # of free memory, for the guests of scenarios beside a suspended stack
 
 
 @dataclass
 class Part:
-    """One command of a run, and what became of it."""
+    """One command of a run, and its result."""
 
     name: str
     command: Sequence[str]
@@ -41,7 +41,7 @@ class Part:
     told: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Run it, printing what it prints, and learn from that. Whatever ends this ends it."""
+        """Run it, print its output, and parse that. The process ends with this call, however that ends."""
         ui.say(f"==> {self.name}")
         begin = time.monotonic()
         # In our session: sudo asks for its password at the terminal.
@@ -54,7 +54,7 @@ class Part:
             text=True,
             errors="replace",
         ) as process:
-            assert process.stdout  # noqa: S101  # the pipe asked for above
+            assert process.stdout  # noqa: S101  # the pipe requested above
             try:
                 for line in process.stdout:
                     sys.stdout.write(line)
@@ -62,15 +62,15 @@ class Part:
                     self.read(line.rstrip())
                 self.status = process.wait()
             except BaseException as stop:
-                if not isinstance(stop, KeyboardInterrupt):  # which Ctrl-C sends to all in this terminal
-                    process.send_signal(signal.SIGINT)  # nox ends what it has started
+                if not isinstance(stop, KeyboardInterrupt):  # Ctrl-C reaches all processes of this terminal
+                    process.send_signal(signal.SIGINT)  # nox ends its processes
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_GRACE)
                 process.kill()
                 raise
         self.seconds = time.monotonic() - begin
         if self.status and not self.counts["failed"]:
-            self.counts["failed"] += 1  # no test, but the part itself
+            self.counts["failed"] += 1  # not a test, but the part itself
 
     def fail(self, why: str) -> None:
         """Count a failure of the part itself."""
@@ -80,7 +80,7 @@ class Part:
         ui.say(f"error: {why}")
 
     def read(self, line: str) -> None:
-        """Count what a line of output counts, and keep what it tells."""
+        """Count the results in a line of output, and keep its messages."""
         found = _PYTEST.match(line)
         if found or _PLAIN.fullmatch(line):
             for number, word in _COUNT.findall(found.group(1) if found else line):
@@ -90,11 +90,11 @@ class Part:
 
 
 def run(minutes: float = 0.0) -> int:
-    """Run everything; with `minutes`, what fits into them. 0 when nothing failed.
+    """Run everything; with `minutes`, the parts that fit into them. 0 when nothing failed.
 
     Always: lint, unit, the stack from nothing to a proven call and the tests marked `core`, however long they take.
-    Then as the clock allows: scenarios that are stale, the stack's other tests, and scenarios proven before, the newest
-    first. A scenario that is not done in time is ended and left. A test that would take too long is left, too.
+    Then, while time is left: stale scenarios, the stack's other tests, and proven scenarios, the newest proof first. A
+    scenario that is not done in time is ended and counted as skipped. So is a test that would take too long.
     """
     until = time.time() + minutes * 60 if minutes else 0.0
     proofs, names = proven.load(), runner.scenarios()
@@ -136,9 +136,10 @@ def run(minutes: float = 0.0) -> int:
 
 @contextlib.contextmanager
 def _made_ahead(log: Path) -> Iterator[None]:
-    """Build packages and images while the first tests run, which leave a core idle at times.
+    """Build packages and images during the first tests, which leave a core idle at times.
 
-    What fails here is made again, and told, where it is needed. Only as root: sudo would ask in the middle of a test.
+    A failure here is ignored: the build is repeated, and its error shown, where it is needed. Only as root: sudo would
+    ask in the middle of a test.
     """
     if os.geteuid() != 0:
         yield
@@ -161,7 +162,7 @@ def _made_ahead(log: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stack_aside() -> Iterator[None]:
-    """The stack's machines that run take no processor time meanwhile; nor memory, where there is little."""
+    """Suspend the stack's running machines meanwhile; stop them if memory is short."""
     there = inventory.load().machines.values()
     running = [m for m, s in zip(there, vms.status(list(there)), strict=True) if s.state == "running"]
     if current().available_mib >= _BESIDE_MIB:

@@ -1,4 +1,4 @@
-"""What a person sees: commands call these, the library prints nothing."""
+"""Output for a person: commands call these functions, the library prints nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str |
     grid = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         grid.add_row(*("" if cell is None else str(cell) for cell in row))
-    # As wide as it needs to be: a cut address is of no use in a pipe, and a narrow terminal wraps by itself.
+    # As wide as needed: a cut address is of no use in a pipe, and a narrow terminal wraps by itself.
     natural = Measurement.get(out, out.options.update(max_width=1000), grid).maximum
     Console(highlight=False, width=max(natural, out.width)).print(grid)
 

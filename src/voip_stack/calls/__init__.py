@@ -1,4 +1,4 @@
-"""Phones outside, what their calls measure, and the proof that a call works."""
+"""Phones outside, the measurements of their calls, and the proof that a call works."""
 
 from voip_stack.calls.capture import Capture, Recording
 from voip_stack.calls.phone import TONES_HZ, Phone, proxy_address

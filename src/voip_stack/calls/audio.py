@@ -1,4 +1,4 @@
-"""Sound as a telephone carries it: A-law (ITU-T G.711), tones, and what a tone measures at the far end.
+"""Telephone audio: A-law (ITU-T G.711), tones, and the measurement of a tone at the far end.
 
 Levels are in dBm0: a sine at the top of the A-law range has +3.14 dBm0 (G.711, section 6).
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 RATE = 8000  # samples and A-law octets per second
-PACKET = 160  # octets of a packet: 20 ms
+PACKET = 160  # octets per packet: 20 ms
 BLOCK = 4096  # samples of one measurement: 0.512 s, 1.95 Hz per bin
 SEND_DBM0 = -10.0
 SILENCE_DBM0 = -90.0
@@ -40,7 +40,7 @@ def decode(alaw: bytes) -> list[int]:
 
 
 def encode(pcm: Sequence[float]) -> bytes:
-    """A-law octets of 16-bit samples, each the nearest that A-law has."""
+    """A-law octets of 16-bit samples, each the nearest A-law value."""
     nearest = sorted((value, octet) for octet, value in enumerate(_PCM))
     values = [value for value, _ in nearest]
     edges = [(low + high) / 2 for low, high in itertools.pairwise(values)]
@@ -84,18 +84,18 @@ def _around(spectrum: Sequence[float], centre: int) -> float:
 
 
 def level(pcm: Sequence[int], frequency_hz: float) -> float:
-    """The level of the tone `frequency_hz` in `pcm`, in dBm0: the median of its blocks, whatever else sounds."""
+    """The level of the tone `frequency_hz` in `pcm`, in dBm0: the median over its blocks, whatever else is heard."""
     centre = round(frequency_hz * BLOCK / RATE)
     return statistics.median([_dbm0(_around(spectrum, centre)) for spectrum in _blocks(pcm)] or [SILENCE_DBM0])
 
 
 @dataclass(frozen=True)
 class Tone:
-    """The strongest tone of a recording: medians over its blocks, and how much of the recording holds it."""
+    """The strongest tone of a recording: medians over its blocks, and the share of the recording that holds it."""
 
     tone_hz: float
     level_dbm0: float
-    share: float  # of the blocks that have this frequency (within 5 Hz) as more than half of their power
+    share: float  # of the blocks: those with more than half of their power at this frequency (within 5 Hz)
 
 
 def measure(pcm: Sequence[int]) -> Tone:

@@ -1,6 +1,6 @@
-"""What passed the lab's networks during a call: captured by dumpcap, decoded by tshark, measured here.
+"""The lab's traffic during a call: captured by dumpcap, decoded by tshark, measured here.
 
-Both networks are captured where their frames pass, so every leg is seen: phone and proxy, proxy and PBX, and the media.
+Both networks are captured at their bridges, so every leg is seen: phone and proxy, proxy and PBX, and the media.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from voip_stack.errors import CallError, HostError
 from voip_stack.lab.base import privileged
 
 PCMA = 8  # RFC 3551, table 4
-_FLUSH = 0.5  # seconds after which dumpcap has handed over what it saw
-_LONGEST = 3600  # seconds after which a capture ends by itself, should we be killed
+_FLUSH = 0.5  # seconds after which dumpcap has written the packets it captured
+_LONGEST = 3600  # seconds after which a capture ends by itself, if we are killed
 _FIELDS = (
     *("frame.time_epoch", "ip.src", "ip.dst", "udp.srcport", "udp.dstport"),
     *("sip.Method", "sip.Status-Line", "sip.CSeq", "sip.Call-ID", "sip.r-uri.user", "udp.payload"),
@@ -40,12 +40,12 @@ class Sip:
     time: float
     source: str
     destination: str
-    method: str  # of the request, or of what the response answers
+    method: str  # of the request, or of the request that the response answers
     cseq: int
     status: int | None  # None for a request
     reason: str
     call_id: str
-    target: str  # the user part of a request's URI
+    target: str  # the user part of a request URI
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Stream:
 
     @property
     def expected(self) -> int:
-        """Packets that were sent, by their sequence numbers (RFC 3550, A.3)."""
+        """Packets sent, by their sequence numbers (RFC 3550, A.3)."""
         extended = 0
         highest = lowest = self.packets[0].sequence
         for before, now in itertools.pairwise(p.sequence for p in self.packets):
@@ -100,7 +100,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Recording:
-    """The SIP messages and RTP streams of a capture, in the order of their time."""
+    """The SIP messages and RTP streams of a capture, in order of time."""
 
     messages: tuple[Sip, ...]
     streams: tuple[Stream, ...]
@@ -114,7 +114,7 @@ class Recording:
     def heard(
         self, address: object, since: float = 0.0, until: float = math.inf, ports: range = range(65536)
     ) -> list[int]:
-        """What came to `address` between two times (seconds since 1970), on `ports`: 16-bit samples at 8 kHz."""
+        """The audio sent to `address` between two times (seconds since 1970), on `ports`: 16-bit samples at 8 kHz."""
         packets = [
             (p.time, p.payload)
             for s in self.streams_to(address)
@@ -126,10 +126,10 @@ class Recording:
 
 
 class Capture:
-    """A capture that runs from `with` to its end, into `file` (pcapng). Raises HostError, CallError.
+    """A capture into `file` (pcapng), for the duration of `with`. Raises HostError, CallError.
 
-    `interfaces` are those of the lab's networks unless given. With `phones`, only what these send and get: a capture of
-    many calls for minutes takes minutes to decode.
+    `interfaces` are by default those of the lab's networks. With `phones`, only their packets are captured: a capture
+    of many calls for minutes takes minutes to decode.
     """
 
     def __init__(self, file: Path | None = None, interfaces: Sequence[str] = (), phones: Sequence[Phone] = ()) -> None:
@@ -138,7 +138,7 @@ class Capture:
         self.interfaces = interfaces or [home.interface(name).source for name in inventory.load().networks]
         hosts = " or ".join(f"host {phone.address}" for phone in phones)
         self.filter = "(udp or tcp port 5060)" + (f" and ({hosts})" if hosts else "")
-        self._decoded: tuple[int, Recording] | None = None  # and the file's size then
+        self._decoded: tuple[int, Recording] | None = None  # with the file's size at that time
 
     def __enter__(self) -> Self:
         for tool in ("dumpcap", "tshark"):
@@ -148,7 +148,7 @@ class Capture:
         sources = [word for interface in self.interfaces for word in ("-i", interface)]
         argv = ["dumpcap", "-q", *sources, "-f", self.filter, "-a", f"duration:{_LONGEST}", "-w", "-"]
         log = self.file.with_suffix(".log")
-        # Through a pipe: below sudo, the file stays the user's.
+        # Through a pipe: under sudo, the file stays the user's.
         with self.file.open("wb") as output, log.open("wb") as errors:
             self._process = subprocess.Popen(
                 privileged(*lab.current().inside(*argv)),
@@ -157,7 +157,7 @@ class Capture:
                 stderr=errors,
                 start_new_session=True,
             )
-        # The sections' headers are written once every interface is open.
+        # dumpcap writes the section headers once every interface is open.
         started = Deadline(10).until(
             lambda: self.file.stat().st_size > 0 or self._process.poll() is not None, every=0.05
         )
@@ -172,7 +172,7 @@ class Capture:
         self.stop()
 
     def stop(self) -> None:
-        """End the capture; what has passed until now is in it."""
+        """End the capture; it contains everything up to this moment."""
         if self._process.poll() is not None:
             return
         try:
@@ -180,7 +180,7 @@ class Capture:
         except subprocess.TimeoutExpired:
             try:
                 self._process.terminate()
-            except PermissionError:  # it is below sudo
+            except PermissionError:  # it runs under sudo
                 subprocess.run(privileged("kill", str(self._process.pid)), timeout=10, check=False)
         try:
             self._process.wait(10)
@@ -188,18 +188,18 @@ class Capture:
             self._process.kill()
 
     def recording(self) -> Recording:
-        """What was captured; also while it runs. Raises CallError."""
+        """The recording so far; also while the capture runs. Raises CallError."""
         size = self.file.stat().st_size
         if not self._decoded or self._decoded[0] != size:
             self._decoded = size, decode(self.file)
         return self._decoded[1]
 
     def heard_by(self, phone: Phone) -> audio.Tone:
-        """The strongest tone that `phone` got to hear."""
+        """The strongest tone that `phone` heard."""
         return audio.measure(self.recording().heard(phone.address, ports=phone.media_ports))
 
     def level_of(self, phone: Phone, frequency_hz: float) -> float:
-        """The level in dBm0 of one tone among all that `phone` got to hear."""
+        """The level in dBm0 of one tone in the audio that `phone` heard."""
         return audio.level(self.recording().heard(phone.address, ports=phone.media_ports), frequency_hz)
 
 
@@ -221,7 +221,7 @@ def decode(file: Path) -> Recording:
     ]
     done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=300, check=False)
     rows = [row.split("\t") for row in done.stdout.splitlines()]
-    # A capture that still runs ends within a packet; what stands before that is good.
+    # A running capture may end within a packet; the packets before that are good.
     if done.returncode and not rows:
         raise CallError(f"tshark can't read {file}", "./voip doctor", done.stderr[-1000:])
     return parse([row for row in rows if len(row) == len(_FIELDS)])

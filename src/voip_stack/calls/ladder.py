@@ -1,4 +1,4 @@
-"""A call as a ladder, and which of its legs went wrong."""
+"""A call as a ladder, and the leg that went wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw(recording: Recording, columns: Mapping[str, str], notes: Sequence[tuple
 
 
 def visible(messages: Sequence[Sip]) -> list[Sip]:
-    """The messages that belong to calls and registrations, not what goes on beside them (keepalive)."""
+    """The messages of calls and registrations, without keepalives."""
     return [m for m in messages if m.method not in ("OPTIONS", "NOTIFY")]
 
 
@@ -63,9 +63,9 @@ def _arrow(message: Sip, columns: Mapping[str, str], place: Mapping[str, int], w
     label = f" {what}{tail} " if message.status is None else f" {what} ({message.cseq} {message.method}) "
     room = _GAP - 5
     if len(label) > room:
-        # Shorten the reason phrase; code and CSeq are what one looks for.
+        # Shorten the reason phrase; the reader needs code and CSeq.
         label = f" {message.status} ({message.cseq} {message.method}) " if message.status else f"{label[: room - 2]}… "
-    # Beside the sender, so that a label never lies on a column that the arrow only passes.
+    # The label is beside the sender, so that it never covers a column that the arrow only passes.
     position = start + 3 if end > start else start - 2 - len(label)
     row[position : position + len(label)] = label
     return "".join(row)
@@ -81,8 +81,8 @@ def _note(text: str, place: Mapping[str, int], width: int) -> str:
 def blame(recording: Recording, columns: Mapping[str, str]) -> str | None:
     """The leg that went wrong, as `sip-1 -> pbx-1: 503 Service Unavailable to INVITE`; None when all is well.
 
-    A request without a final answer counts before a refusal, which may only tell of it (408); of these the last, which
-    got furthest. Of refusals the first, which is where they began.
+    A request without a final answer counts before a refusal, which may only be its consequence (408). Of several such
+    requests the last counts, which got furthest. Of refusals the first counts, where they began.
     """
     messages = visible(recording.messages)
     end = messages[-1].time if messages else 0.0

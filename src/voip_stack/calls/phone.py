@@ -1,4 +1,4 @@
-"""A phone outside: registers, calls, answers. SIPp does the SIP and the sound."""
+"""A phone outside: registers, calls, answers. SIPp does the signalling and the audio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TONES_HZ = (440, 1020, 1570)
 
 
 def proxy_address(name: str = "") -> Address:
-    """Where phones outside find the SIP proxy `name`, the first when empty. Raises InventoryError."""
+    """The address of the SIP proxy `name` on the external network; the first when empty. Raises InventoryError."""
     proxies = {m.name: m.external for m in inventory.load().group("sip_proxies") if m.external}
     if not proxies:
         raise InventoryError(
@@ -28,17 +28,17 @@ def proxy_address(name: str = "") -> Address:
 
 
 def traces() -> Path:
-    """Where runs leave their traces unless told otherwise."""
+    """The directory of traces, unless a run names another."""
     return settings.load().cache_dir / "logs" / "calls"
 
 
 @dataclass(frozen=True)
 class Phone:
-    """A SIP account and where its phone is. One scenario at a time runs on it: its ports are its own.
+    """A SIP account and the address of its phone. It runs one scenario at a time, since its ports are its own.
 
-    `login` is the user of the digest where that is not the number; `tone_hz` is what it says into a call; `name` stands
-    for it in messages; SIPp's traces of each scenario go to a directory in `traces`. Without a password it expects to
-    be known by its address. `inside`: it is at this computer's own address of the internal network, like a proxy.
+    `login` is the digest user if that is not the number; `tone_hz` is the tone it sends into a call; `name` is used in
+    messages; SIPp's traces of each scenario go to a directory in `traces`. A phone without a password expects to be
+    known by its address. `inside`: the phone is at this computer's own address of the internal network, like a proxy.
     """
 
     number: str
@@ -51,13 +51,13 @@ class Phone:
     proxy: Address = field(default_factory=proxy_address)
     sip_port: int = 5060
     media_port: int = 6000
-    transport: str = "udp"  # or tcp; or tls, for what the phone itself begins
-    ca: str = ""  # PEM, whom it trusts by TLS
+    transport: str = "udp"  # or tcp; or tls, for requests that the phone itself sends
+    ca: str = ""  # PEM of the CA that it trusts for TLS
     inside: bool = False
 
     @property
     def media_ports(self) -> range:
-        """Where it listens for RTP: SIPp takes the first of these that is free."""
+        """The ports for RTP: SIPp takes the first free one."""
         return range(self.media_port, self.media_port + 10)
 
     def register(self, expires: int = 600) -> None:
@@ -69,20 +69,20 @@ class Phone:
         self.register(expires=0)
 
     def call(self, to: str, seconds: float = 10, count: int = 1, at_once: int = 1) -> Leg:
-        """Call `to` (a number, or user@domain) and hang up `seconds` after the answer, unless the far end does before.
+        """Call `to` (a number, or user@domain); hang up `seconds` after the answer, unless the far end hangs up before.
 
-        `count` times, `at_once` at a time. Events of each call: ringing, answered. The leg's finish() raises Refused
-        when the call is not answered; wait() leaves that to the events.
+        Makes `count` calls, `at_once` at a time. Events of each call: ringing, answered. The leg's finish() raises
+        Refused when the call is not answered; wait() leaves that to the events.
         """
         scenario = "uac_call" if self.password else "uac_trunk"
         lifetime = 130 + seconds * count
         return self._run(scenario, "answered", to=to, talk=seconds, lifetime=lifetime, count=count, at_once=at_once)
 
     def stay(self, to: str, seconds: float, count: int = 1) -> Leg:
-        """Be in `count` calls to `to` at once until the far end hangs up, for `seconds` at the most.
+        """Keep `count` calls to `to` up at once until the far end hangs up, for `seconds` at the most.
 
-        As a phone does that leaves silence out, it sends its tone for a second every 20 s. Events of each call:
-        ringing, answered, silent each time.
+        The phone suppresses silence: it sends its tone for a second every 20 s. Events of each call: ringing, answered,
+        silent each time.
         """
         lifetime = 130 + seconds
         return self._run("uac_call", "answered", to=to, lifetime=lifetime, count=count, at_once=count, quiet=True)
@@ -100,7 +100,7 @@ class Phone:
         return self._run("uac_cancel", "cancelled", to=to, phase=seconds, lifetime=130 + seconds)
 
     def answer(self, ring: float = 1, seconds: float = 300) -> Leg:
-        """Answer the next call after `ring` seconds; hang up `seconds` after that, unless the caller does before.
+        """Answer the next call after `ring` seconds; hang up `seconds` later, unless the caller hangs up before.
 
         Events: ringing, answered, held. Returns when the phone listens.
         """
@@ -111,11 +111,11 @@ class Phone:
         return self._listen("uas_busy", "refused", lifetime=120)
 
     def forward(self, to: str) -> Leg:
-        """Answer the next call with 302: it is to go to `to`. Event: forwarded."""
+        """Answer the next call with 302 to `to`. Event: forwarded."""
         return self._listen("uas_forward", "forwarded", lifetime=120, to=to)
 
     def ring(self) -> Leg:
-        """Ring at the next call and never answer. Events: ringing, cancelled."""
+        """Let the next call ring and never answer. Events: ringing, cancelled."""
         return self._listen("uas_ring", "cancelled", lifetime=240)
 
     def _listen(

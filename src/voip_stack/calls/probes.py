@@ -1,4 +1,4 @@
-"""What the machines themselves say about a call: forwarding in the kernel, what is left of it, its record."""
+"""The machines' own view of a call: forwarding in the kernel, unreleased resources, its CDR."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from voip_stack.errors import CallError, InventoryError, VmError, VoipError
 from voip_stack.lab import http_client
 from voip_stack.services import database
 
-Held = Mapping[tuple[str, str], int]  # what calls take up, by machine and kind
+Held = Mapping[tuple[str, str], int]  # the resources of calls, by machine and kind
 _EVERY = 0.5
 _SESSIONS = "RTPEngine sessions"
 _Key = TypeVar("_Key")
@@ -25,8 +25,9 @@ _Found = TypeVar("_Found")
 
 
 def _ssh(machine: str, script: str) -> str:
-    """What `script` prints on `machine`, run by sh as root. Raises CallError when ssh does not answer."""
-    # The script's own end doesn't matter: kamcmd's 255, without Kamailio, is ssh's for a machine that can't be reached.
+    """The output of `script` on `machine`, run by sh as root. Raises CallError when ssh does not answer."""
+    # The script's own exit status doesn't matter: kamcmd's 255, without Kamailio, is also ssh's for an unreachable
+    # machine.
     try:
         done = vms.ssh.run(machine, "sh", "-c", f"{script}\ntrue", sudo=True, check=True)
     except VmError as error:
@@ -35,7 +36,7 @@ def _ssh(machine: str, script: str) -> str:
 
 
 def machines(group: str) -> list[str]:
-    """The machines of `group`, on any of which a call may be. Raises InventoryError when there is none."""
+    """The machines of `group`; a call may be on any of them. Raises InventoryError when there is none."""
     found = inventory.load().group(group)
     if not found:
         raise InventoryError(f"no machine is in the group {group}", "add one in ansible/inventory/development.yml")
@@ -43,7 +44,7 @@ def machines(group: str) -> list[str]:
 
 
 def _at_once(looks: Mapping[_Key, Callable[[], _Found]]) -> dict[_Key, _Found]:
-    """What all `looks` find, which take no longer together than the slowest of them."""
+    """The results of all `looks`, run in parallel: it takes as long as the slowest."""
     with concurrent.futures.ThreadPoolExecutor(len(looks)) as pool:
         return dict(zip(looks, pool.map(lambda look: look(), looks.values()), strict=True))
 
@@ -60,7 +61,7 @@ class Metrics:
 
 
 def parse_metrics(text: str, at: float = 0.0) -> Metrics:
-    """Metrics from RTPEngine's Prometheus page. Raises CallError when one that we need is not on it."""
+    """Metrics from RTPEngine's Prometheus page. Raises CallError when a needed one is missing."""
 
     def value(name: str, kind: str) -> int:
         found = re.search(rf'^rtpengine_{name}\{{type="{kind}"\}} (\d+)', text, re.MULTILINE)
@@ -107,8 +108,8 @@ def all_metrics() -> dict[str, Metrics]:
 class Forwarding:
     """How media was forwarded during a call. Rates in packets per second, over the last seconds of the call."""
 
-    machines: tuple[str, ...]  # whose RTPEngines had the call's sessions; the figures are of all of them together
-    streams: int  # forwarded by the kernel alone, at best
+    machines: tuple[str, ...]  # machines with the call's sessions; the figures are their sums
+    streams: int  # maximum number forwarded by the kernel alone
     kernel_rate: float
     userspace_rate: float
     targets: int  # entries of the kernel module's table that packets went through
@@ -144,8 +145,9 @@ fi
 def watch(leg: Leg, before: Held, module_after: float, window: float = 5.0) -> Forwarding:
     """Watch RTPEngine until `leg` has ended; rates are those of the last `window` seconds.
 
-    Of several, those count that have more sessions than `before` the call: its two sessions may be on two of them. The
-    kernel modules' tables are read `module_after` seconds from now. Raises CallError when an RTPEngine does not answer.
+    Of several RTPEngines, those count that have more sessions than `before` the call: its two sessions may be on two of
+    them. The kernel modules' tables are read `module_after` seconds from now. Raises CallError when an RTPEngine does
+    not answer.
     """
     start = Deadline(module_after)
     samples: list[dict[str, Metrics]] = []
@@ -158,7 +160,7 @@ def watch(leg: Leg, before: Held, module_after: float, window: float = 5.0) -> F
                 module = pool.submit(_at_once, looks)
             time.sleep(_EVERY)
     grown = {n for sample in samples for n, now in sample.items() if now.sessions > before.get((n, _SESSIONS), 0)}
-    # Where none has grown, as other calls ended meanwhile, all count.
+    # If none has more, because other calls ended meanwhile, all count.
     names = [name for name in looks if name in grown] or list(looks)
     return forwarding(samples, module.result() if module else {}, names, window)
 
@@ -166,7 +168,7 @@ def watch(leg: Leg, before: Held, module_after: float, window: float = 5.0) -> F
 def forwarding(
     samples: Sequence[Mapping[str, Metrics]], modules: Mapping[str, str], names: Sequence[str], window: float
 ) -> Forwarding:
-    """Forwarding on the machines `names`, from samples of a call and from what the kernel modules list, by machine.
+    """Forwarding on the machines `names`, from samples during a call and the kernel modules' tables, by machine.
 
     The rates are those of the last `window` seconds.
     """
@@ -187,7 +189,7 @@ def forwarding(
 
 
 def _sum(parts: Sequence[Metrics]) -> Metrics:
-    """The counters of several RTPEngines, asked at the same time."""
+    """The counters of several RTPEngines, read at the same time."""
     return Metrics(
         max(p.at for p in parts),
         sum(p.sessions for p in parts),
@@ -209,7 +211,7 @@ class Cdr:
 
 
 def cdrs(source: str, destination: str) -> list[Cdr]:
-    """The records of calls between two numbers, the oldest first. Raises CallError without the database."""
+    """The CDRs of calls between two numbers, oldest first. Raises CallError without the database."""
     query = (
         "\\connect cdr\nSELECT src, dst, disposition, duration, billsec FROM cdr "
         f"WHERE src = '{source}' AND dst = '{destination}' ORDER BY start;\n"
@@ -223,7 +225,7 @@ def cdrs(source: str, destination: str) -> list[Cdr]:
 
 
 def held() -> dict[tuple[str, str], int]:
-    """What calls take up now, by machine and kind. Raises CallError when a daemon does not say."""
+    """The resources that calls hold now, by machine and kind. Raises CallError when a daemon does not answer."""
 
     def number(machine: str, command: str, pattern: str) -> int:
         text = _ssh(machine, command)
@@ -245,9 +247,9 @@ def held() -> dict[tuple[str, str], int]:
 
 
 def released(timeout: float = 15, before: Held | None = None) -> dict[str, str]:
-    """What calls still take up after `timeout` seconds at most, by machine; what was held `before` is left aside.
+    """Resources that calls still hold after at most `timeout` seconds, by machine, without those held `before`.
 
-    Raises CallError when a daemon does not say.
+    Raises CallError when a daemon does not answer.
     """
     rest: dict[str, str] = {}
 

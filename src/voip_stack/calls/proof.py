@@ -1,4 +1,4 @@
-"""The proof that the stack carries calls: one real call, measured at every place that can tell of it."""
+"""The proof that the stack carries calls: one real call, measured at every place that sees it."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from voip_stack.errors import CallError
 
 CALLER, CALLEE = "2998", "2999"
 NAMES = ("phone A", "phone B")
-SECONDS = 12.0  # of talk: the kernel takes over after about 3, and its counters want some more
+SECONDS = 12.0  # of talk: the kernel takes over after about 3, and its counters need some more
 _RING = 1.0
 _PACKET_RATE = audio.RATE / audio.PACKET
 _STREAMS = 4  # two RTPEngine sessions (phone and PBX, PBX and phone), two directions each
-_KEPT = 10  # directories of earlier runs
+_KEPT = 10  # directories of earlier runs that are kept
 _TONE_TOLERANCE_HZ, _LEVEL_TOLERANCE_DB = 5, 3
-_BILLSEC_TOLERANCE = 2.0  # whole seconds, and the PBX sees answer and end a little apart from the phone
+_BILLSEC_TOLERANCE = 2.0  # the PBX counts whole seconds, and sees answer and end a little apart from the phone
 _MODULE_AFTER = 6.0  # seconds into the call
 
 
 @dataclass(frozen=True)
 class Direction:
-    """What one phone said and the other heard. Frequencies in Hz, levels in dBm0, jitter in ms."""
+    """Audio from one phone to the other. Frequencies in Hz, levels in dBm0, jitter in ms."""
 
     name: str
     sent_hz: int
     heard_hz: float
     level_dbm0: float
-    share: float  # of the time in which the tone was heard
-    sent: int  # packets by the phone that speaks
-    received: int  # by the phone that hears
-    lost: int  # between RTPEngine and the phone that hears, by sequence numbers
+    share: float  # fraction of the time in which the tone was heard
+    sent: int  # packets sent by the speaking phone
+    received: int  # packets received by the hearing phone
+    lost: int  # between RTPEngine and the hearing phone, by sequence numbers
     jitter_ms: float
 
     def fault(self) -> str | None:
-        """What is wrong with it; None when all is well."""
+        """The fault; None when all is well."""
         if not self.sent:
             return f"{self.name}: the phone sent no sound"
         if not self.received:
@@ -62,23 +62,23 @@ class Direction:
 
 @dataclass(frozen=True)
 class Result:
-    """A call that was proven. Times in seconds; `capture` is the pcapng file."""
+    """A proven call. Times in seconds; `capture` is the pcapng file."""
 
     caller: str
     callee: str
     setup: float
     duration: float
     directions: tuple[Direction, ...]
-    pbx: str  # the machine that carried it; all that could have when none did
+    pbx: str  # the machine that carried the call; all candidates when none did
     forwarding: probes.Forwarding
-    left: dict[str, str]  # what BYE did not release, by machine
+    left: dict[str, str]  # resources that BYE did not release, by machine
     records: tuple[probes.Cdr, ...]
     ladder: str
     capture: Path
 
 
 def columns(recording: Recording, caller: Phone, callee: Phone) -> dict[str, str]:
-    """The ladder's columns: address to name. Of proxies and PBXs, those that took part; the first when none did."""
+    """The columns: address to name. Shows the proxies and PBXs of the call; the first when none took part."""
     seen = {address for m in ladder.visible(recording.messages) for address in (m.source, m.destination)}
     names: dict[str, str] = {}
     for group in ("sip_proxies", "pbx_servers"):
@@ -89,10 +89,10 @@ def columns(recording: Recording, caller: Phone, callee: Phone) -> dict[str, str
 
 
 def verify(proxy: str = "") -> Result:
-    """Let one phone outside call another through `proxy`, PBX and RTPEngine, and check everything there is to check.
+    """Let one phone outside call another through `proxy`, PBX and RTPEngine, and check the whole call.
 
     `proxy` is a machine of the inventory, the first proxy when empty. Raises InventoryError, VmError and HostError
-    before the call, CallError with the ladder when something about it is wrong.
+    before the call, CallError with the ladder when the call is wrong in any way.
     """
     outside = proxy_address(proxy)
     stack = inventory.load()
@@ -136,7 +136,7 @@ def measure(
     records: list[probes.Cdr],
     capture: Path,
 ) -> Result:
-    """What a recorded call measures."""
+    """The measurements of a recorded call."""
     phone = str(caller.address)
     invite = _first(recording, lambda m: m.method == "INVITE" and m.source == phone)
     answer = _first(recording, lambda m: m.method == "INVITE" and m.status == 200 and m.destination == phone)
@@ -160,7 +160,7 @@ def measure(
 
 
 def faults(result: Result) -> list[str]:
-    """What is wrong with a call, each with the leg or machine it is wrong at; empty when all is well."""
+    """The faults of a call, each with its leg or machine; empty when all is well."""
     found = [d.fault() for d in result.directions]
     found.append(result.forwarding.fault(_STREAMS, _PACKET_RATE))
     found += [f"{machine}: not released after BYE: {what}" for machine, what in result.left.items()]
@@ -174,7 +174,7 @@ def faults(result: Result) -> list[str]:
 
 
 def draw(recording: Recording, caller: Phone, callee: Phone) -> str:
-    """The call as a ladder, with a line where each phone hears its first packet."""
+    """The call as a ladder, with a line at each phone's first received packet."""
     notes = []
     for speaker, listener, way in ((caller, callee, "phone A to phone B"), (callee, caller, "phone B to phone A")):
         packets = [p for s in recording.streams_to(listener.address) for p in s.packets if p.payload_type == PCMA]
@@ -185,7 +185,7 @@ def draw(recording: Recording, caller: Phone, callee: Phone) -> str:
 
 
 def report(result: Result) -> str:
-    """The ladder and the measurements, as a person reads them."""
+    """The ladder and the measurements, as text for a person."""
     width = max(len(d.name) for d in result.directions)
     head = f"{'':{width}}  tone Hz  heard Hz  level dBm0  heard   sent  received  lost  jitter ms"
     rows = [
@@ -207,14 +207,14 @@ def report(result: Result) -> str:
 
 @contextlib.contextmanager
 def _registered(*phones: Phone) -> Iterator[None]:
-    """The phones registered, and unregistered at the end, whatever happened."""
+    """Register the phones, and unregister them at the end, whatever happens."""
     with concurrent.futures.ThreadPoolExecutor(len(phones)) as pool:
         for done in [pool.submit(phone.register) for phone in phones]:
             done.result()
         try:
             yield
         except BaseException:
-            # What went wrong before matters more than what goes wrong now.
+            # An earlier error matters more than one of the clean-up.
             for done in [pool.submit(phone.unregister) for phone in phones]:
                 done.exception()
             raise
@@ -232,7 +232,7 @@ def _call(caller: Phone, callee: Phone, held: probes.Held) -> probes.Forwarding:
 
 
 def _records(before: int) -> list[probes.Cdr]:
-    """The records that came to the `before` that were there; by way of the PBX's spool, after the call."""
+    """The CDRs added to the `before` earlier ones; they arrive through the PBX's spool, after the call."""
     found: list[probes.Cdr] = []
 
     def written() -> bool:
@@ -245,7 +245,7 @@ def _records(before: int) -> list[probes.Cdr]:
 
 
 def _first(recording: Recording, wanted: Callable[[Sip], bool]) -> float:
-    """The time of the first message that is `wanted`, in seconds since 1970; 0 when there is none."""
+    """The time of the first `wanted` message, in seconds since 1970; 0 when there is none."""
     return next((m.time for m in recording.messages if wanted(m)), 0.0)
 
 
@@ -259,9 +259,9 @@ def _pbx(recording: Recording) -> str:
 def _direction(
     name: str, speaker: Phone, listener: Phone, recording: Recording, answer: float, bye: float
 ) -> Direction:
-    """What was said one way. Packets count while both phones are in the call.
+    """Audio in one direction. Packets count while both phones are in the call.
 
-    The callee speaks as soon as it has answered, and until it hears of the BYE. On a slow computer each is a second.
+    The callee speaks from its answer until the BYE reaches it. On a slow computer each margin is a second.
     """
     streams = recording.streams_to(listener.address)
 
@@ -283,7 +283,7 @@ def _direction(
 
 
 def _account(number: str) -> str:
-    """The password of a test subscriber, who exists after this."""
+    """The password of a test subscriber; it is added if missing."""
     file = settings.load().secrets_dir / f"phone_{number}"
     known = any(subscriber.number == number for subscriber in subscribers.list_())
     if known and file.exists():

@@ -1,4 +1,4 @@
-"""SIP messages as tests and ladders need them (RFC 3261)."""
+"""SIP messages for tests and ladders (RFC 3261)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BLOCK = re.compile(r"^-{20,} \d{4}-\d\d-\d\d[ T]\S+.*\n\S+ message (sent|receiv
 
 @dataclass(frozen=True)
 class Message:
-    """A SIP message as it stood on the wire."""
+    """A SIP message as sent on the wire."""
 
     text: str
 
@@ -31,7 +31,7 @@ class Message:
 
     @property
     def method(self) -> str:
-        """The method of a request, or of what a response answers."""
+        """The method of a request, or of the request that a response answers."""
         return self.start_line.split()[0] if self.status is None else (self.header("CSeq").split() or [""])[-1]
 
     def header(self, name: str) -> str:
@@ -49,9 +49,9 @@ class Traced:
 
 
 def parse_trace(text: str) -> list[Traced]:
-    """The messages of a file that SIPp wrote with -trace_msg, in their order."""
+    """The messages of a file written by SIPp with -trace_msg, in order."""
     starts = list(_BLOCK.finditer(text))
     ends = [*(s.start() for s in starts), len(text)][1:]
-    # What SIPp did not expect stands twice, the second time after a line without a date.
+    # SIPp logs an unexpected message twice, the second time after a line without a date.
     bodies = [text[s.end() : end].partition(f"\n{'-' * 20}")[0].rstrip() for s, end in zip(starts, ends, strict=True)]
     return [Traced(s.group(1) == "sent", Message(body)) for s, body in zip(starts, bodies, strict=True)]

@@ -1,4 +1,4 @@
-"""One run of SIPp as a phone: a scenario, what it saw, and its end."""
+"""One run of SIPp as a phone: a scenario, its events, and its end."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from voip_stack.inventory import Address
 from voip_stack.lab.base import privileged
 
 SCENARIOS = Path(__file__).with_name("scenarios")
-_GRACE = 30  # seconds that SIPp has for what comes before and after the phases whose length we choose
+_GRACE = 30  # seconds that SIPp gets besides the phases with a length that we choose
 _SIP_PORT, _TLS_PORT, _TUNNEL_PORT = 5060, 5061, 15061
 _DEFAULT_PATIENCE = 75.0  # longer than an INVITE may ring (60 s in the scenarios)
 
 
-class Refused(CallError):  # noqa: N818  # it says what happened; a test may well want it
-    """The far end answered with a final response that is no success; `response` is that message, `status` its code."""
+class Refused(CallError):  # noqa: N818  # it names an event; a test may expect it
+    """The far end's final response is no success; `response` is that message, `status` its code."""
 
     def __init__(self, message: str, response: Message) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class Refused(CallError):  # noqa: N818  # it says what happened; a test may wel
 
 
 class Leg:
-    """A scenario that runs. Leave it as a context manager, or call finish() or stop(): then nothing is left of it.
+    """A running scenario. Leave it as a context manager, or call finish() or stop(): then nothing of it is left.
 
     Events are the scenario's own log lines: registered, ringing, answered, held, resumed, cancelled, refused.
     """
@@ -68,8 +68,8 @@ class Leg:
     ) -> None:
         """Start SIPp. `phase` and `talk` are the scenario's pauses and its talk (-d, -recv_timeout), in seconds.
 
-        It runs `count` times, `at_once` at a time, and each run logs its events. By TLS the proxy has to have a
-        certificate of the SIP domain and of `ca` (PEM).
+        The scenario runs `count` times, `at_once` at a time, and each run logs its events. With TLS the proxy's
+        certificate must be for the SIP domain and from `ca` (PEM).
 
         Raises HostError when SIPp is not installed, CallError when it does not start.
         """
@@ -88,7 +88,7 @@ class Leg:
             (self.directory / "ca.pem").write_text(ca)
             self._open_tunnel(str(address))
             to = f"{address}:{_TUNNEL_PORT}"
-        # Credentials go by file, not by argument: any user of the computer sees arguments.
+        # Credentials are passed in a file, not as arguments: any user of the computer can read arguments.
         (self.directory / "fields.csv").write_text("SEQUENTIAL\n" + ";".join(fields) + "\n")
         argv = [
             "sipp",
@@ -133,7 +133,7 @@ class Leg:
             )
 
     def _open_tunnel(self, address: str) -> None:
-        """Lead SIPp's TCP to the proxy by TLS."""
+        """Tunnel SIPp's TCP to the proxy through TLS."""
         ends = [address, str(_TUNNEL_PORT), self.proxy, str(_TLS_PORT)]
         with (self.directory / "tunnel.log").open("w") as log:
             self._tunnel = subprocess.Popen(
@@ -172,7 +172,7 @@ class Leg:
 
     @property
     def response(self) -> Message | None:
-        """The last response to the request that the scenario is about: its final one, if any came."""
+        """The last response to the scenario's main request: its final one, if any came."""
         if not self.messages:
             return None
         method = self.messages[0].message.method
@@ -186,7 +186,7 @@ class Leg:
     def wait_for(self, event: str, timeout: float = _DEFAULT_PATIENCE) -> None:
         """Return once the scenario has logged `event`.
 
-        Raises Refused or CallError when it ends without, or `timeout` seconds are over.
+        Raises Refused or CallError when the scenario ends without it, or after `timeout` seconds.
         """
         if not Deadline(timeout).until(lambda: event in self.events or self.returncode is not None, every=0.05):
             raise CallError(f"{self.who}: not {event} within {timeout:.0f} s", "", self._evidence())
@@ -199,7 +199,7 @@ class Leg:
         needle = f"{bytes(reversed(Address(address).packed)).hex().upper()}:{port:04X}"
 
         def listens() -> bool:
-            # Below sudo the process is a child in the phones' namespace: ask there.
+            # Under sudo the process is a child in the phones' namespace: check there.
             shown = subprocess.run(
                 self._home("cat", "/proc/net/udp"), capture_output=True, text=True, timeout=10, check=False
             )
@@ -209,7 +209,7 @@ class Leg:
             raise self._failure("listening")
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for the scenario's end, whatever it came to. Raises CallError when it does not end."""
+        """Wait for the scenario's end, with any result. Raises CallError when it does not end."""
         try:
             self._process.wait(self._deadline.left if timeout is None else timeout)
         except subprocess.TimeoutExpired:
@@ -218,7 +218,7 @@ class Leg:
         self.stop()
 
     def finish(self, timeout: float | None = None) -> None:
-        """Wait for the scenario's end. Raises Refused or CallError when it did not come to what it is for."""
+        """Wait for the scenario's end. Raises Refused or CallError when the scenario failed."""
         self.wait(timeout)
         if self.goal not in self.events or self.returncode != 0:
             raise self._failure(self.goal)
@@ -228,7 +228,7 @@ class Leg:
         self._end(self._process)
         if self._tunnel:
             self._end(self._tunnel)
-        # The only file with a password in it.
+        # The only file that contains a password.
         (self.directory / "fields.csv").unlink(missing_ok=True)
 
     @staticmethod
@@ -237,7 +237,7 @@ class Leg:
             return
         try:
             process.terminate()
-        except PermissionError:  # it is below sudo
+        except PermissionError:  # it runs under sudo
             subprocess.run(privileged("kill", str(process.pid)), timeout=10, check=False)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
@@ -246,7 +246,7 @@ class Leg:
             process.wait(5)
 
     def _failure(self, event: str) -> CallError:
-        """Why the scenario did not come to `event`."""
+        """The reason why the scenario did not reach `event`."""
         first = self.messages[0] if self.messages else None
         if first is None or not first.sent:
             what = "no INVITE came" if first is None and self.scenario.startswith("uas") else f"not {event}"
@@ -270,7 +270,7 @@ class Leg:
         )
 
     def _evidence(self) -> str:
-        """SIPp's errors and the trace's end."""
+        """SIPp's errors and the end of its trace."""
         errors = [line[:200] for line in self._read("errors.log").splitlines()[-5:]]
         errors += [line[:200] for line in self._read("tunnel.log").splitlines() if line != tunnel.LISTENS][-2:]
         screen = [] if errors or self.messages else self._read("screen.log").splitlines()[-5:]

@@ -1,7 +1,8 @@
-"""SIP by TLS for a SIPp that knows only TCP: run as a program where the phone is, with this module's arguments.
+"""SIP over TLS for SIPp, which does TCP only: run as a program on the phone's side, with this module's arguments.
 
-What connects to the first address and port is led to the second ones by TLS. The far end has to have a certificate of
-the CA in the file and of the domain (RFC 5922, section 7); else the connection is closed and the reason is printed.
+It accepts connections at the first address and port and forwards them to the second over TLS. The far end must have a
+certificate for the domain, from the CA in the file (RFC 5922, section 7); else the tunnel closes the connection and
+prints the reason.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ async def _main(here: str, port: str, proxy: str, proxy_port: str, domain: str, 
                 proxy, int(proxy_port), ssl=trust, server_hostname=domain, local_addr=(here, 0)
             )
         except OSError as error:
-            print(f"{proxy}:{proxy_port}: {error}", flush=True)  # noqa: T201  # for who started it
+            print(f"{proxy}:{proxy_port}: {error}", flush=True)  # noqa: T201  # for the parent process
             writer.close()
             return
         await asyncio.gather(_pump(reader, far[1]), _pump(far[0], writer))

@@ -1,4 +1,4 @@
-"""The stack's secrets and certificates, whoever keeps them: files of this computer, or Vault (VOIP_SECRETS)."""
+"""The stack's secrets and certificates, for either provider: files of this computer, or Vault (VOIP_SECRETS)."""
 
 from voip_stack.secrets.store import (
     CERTIFICATE_HOURS,

@@ -1,4 +1,4 @@
-"""Certificates of daemons, of a CA of this computer's own: the provider `file`."""
+"""Certificates of daemons, from this computer's own CA: the provider `file`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ _CA_LIFE = timedelta(days=3650)
 
 
 def directory() -> Path:
-    """Where they are kept: ca.pem, ca.key, and one file for each name."""
+    """The directory of ca.pem, ca.key, and one file per name."""
     return settings.load().secrets_dir / "certificates"
 
 
 def get(name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) -> str:
-    """PEM: the key, the certificate of `name`, of `others` and of `addresses`, and its CA's. Made anew at two thirds of
-    its life, or when it is of other names; RFC 5922 has which names a SIP server's certificate is of.
+    """PEM: the key, the certificate for `name`, `others` and `addresses`, and the CA's certificate.
+
+    The certificate is renewed after two thirds of its life, or when its names change; RFC 5922 defines the names of a
+    SIP server's certificate.
 
     Raises VoipError.
     """
@@ -64,7 +66,7 @@ def authority() -> str:
 
 
 def ends() -> dict[str, datetime]:
-    """The ends of our machines' certificates and of the CA, by common name. Raises VoipError."""
+    """The expiry of our machines' certificates and of the CA, by common name. Raises VoipError."""
     stack = inventory.load()
     names = ["ca", *(f"{machine}.{stack.domain}" for machine in stack.machines)]
     there = (file for name in names if (file := directory() / f"{name}.pem").exists())
@@ -72,14 +74,14 @@ def ends() -> dict[str, datetime]:
 
 
 def described(pem: str) -> tuple[str, datetime]:
-    """The common name and the end of a certificate."""
+    """The common name and the expiry of a certificate."""
     made = x509.load_pem_x509_certificate(pem.encode())
     return _name(made), made.not_valid_after_utc
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Nobody else makes a CA or a certificate meanwhile: Ansible asks for each machine in a process of its own."""
+    """Lock the CA and its certificates: Ansible asks for each machine in a separate process."""
     directory().mkdir(parents=True, exist_ok=True, mode=0o700)
     with files.locked(directory() / ".lock"):
         yield
@@ -105,7 +107,7 @@ def _good(file: Path, ca: x509.Certificate, alternatives: x509.SubjectAlternativ
 
 
 def _ca() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """The CA, made when it is not there or near its end."""
+    """The CA, made when it is missing or about to expire."""
     file, key_file = directory() / "ca.pem", directory() / "ca.key"
     if file.exists() and key_file.exists():
         ca = _read(file)

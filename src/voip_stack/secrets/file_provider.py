@@ -1,4 +1,4 @@
-"""Secrets in files of this computer, made at first use; certificates of a CA of its own."""
+"""Secrets in files of this computer, generated at first use; certificates of its own CA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from voip_stack.secrets.store import Dated, catalogue, generate
 
 
 class FileProvider:
-    """See Provider. A file of mode 0600 for each secret, by its name."""
+    """See Provider. One file of mode 0600 per secret, named after it."""
 
     by_agent = False
 
@@ -27,7 +27,7 @@ class FileProvider:
         return settings.load().secrets_dir / secret.name
 
     def get(self, secret: Secret) -> str:
-        """Made when it is not there, by one of those who ask at the same time."""
+        """Generated when it is missing, once even if several processes ask at the same time."""
         file = self._file(secret)
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -38,7 +38,7 @@ class FileProvider:
         files.write(self._file(secret), value + "\n")
 
     def certificate(self, _role: str, name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) -> str:
-        from voip_stack.secrets import certificates  # noqa: PLC0415  # half a second that only this needs
+        from voip_stack.secrets import certificates  # noqa: PLC0415  # takes half a second, needed only here
 
         return certificates.get(name, others, addresses)
 

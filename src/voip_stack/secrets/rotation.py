@@ -1,4 +1,4 @@
-"""New secrets in place of those in use: in the server that knows them, in the store, and in the daemons' files."""
+"""Rotation of secrets: in the server that knows them, in the store, and in the daemons' files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from voip_stack.errors import VoipError
 from voip_stack.services import check, make
 from voip_stack.tell import Tell, lines
 
-_DELIVERY_SECONDS = 120  # the agent looks every 30 s
+_DELIVERY_SECONDS = 120  # the agent checks every 30 s
 
 
 def known() -> list[str]:
-    """The names that rotate() knows: what Vault's paths are called."""
+    """The names that rotate() accepts: those of Vault's paths."""
     return list(dict.fromkeys(secret.path for secret in secrets.catalogue().values()))
 
 
@@ -35,9 +35,9 @@ def _select(component: str) -> list[Secret]:
 def rotate(component: str, tell: Tell) -> None:
     """Give `component` (or all) new secrets while the stack runs.
 
-    First the server learns the new password, then the store; then it reaches the files of who logs in, whose
-    connections go on meanwhile. Redis forgets the old one last: RTPEngine is told by a restart, after which it knows
-    the calls that are there. Another rotation, or `provision`, mends one that was cut short.
+    The server learns the new password first, then the store, then the files of the daemons that log in; their
+    connections go on meanwhile. Redis forgets the old password last: RTPEngine learns the new one by a restart, and
+    then restores its calls. Another rotation, or `provision`, repairs one that was interrupted.
 
     Raises VoipError.
     """
@@ -46,7 +46,7 @@ def rotate(component: str, tell: Tell) -> None:
     machines = list(stack.machines.values())
     vms.require_running(machines)
     stale = provision.stale(machines)
-    old = {secret.name: secrets.get(secret.name) for secret in chosen}  # the store answers: else nothing is begun
+    old = {secret.name: secrets.get(secret.name) for secret in chosen}  # raises before any change
     new = {secret.name: secrets.generate() for secret in chosen}
     servers = list(dict.fromkeys(secret.issuer for secret in chosen if secret.issuer))
     if servers:
@@ -64,7 +64,7 @@ def rotate(component: str, tell: Tell) -> None:
     if "redis" in servers and not stack.devstack:
         tell("the old password of redis is worth nothing any more")
         provision.run(limit="infra", only_tags="redis", progress=lines(tell))
-    # What was as it should be is so again: `up` need not look at every setting.
+    # Machines that were up to date are so again: `up` need not check every setting.
     provision.mark([machine for machine in machines if machine.name not in stale])
 
 
@@ -81,7 +81,7 @@ def _tell_servers(servers: Sequence[str], new: dict[str, str], tell: Tell) -> No
 
 
 def _await_delivery(chosen: Sequence[Secret], new: dict[str, str]) -> None:
-    """Until each machine that reads them has all of its new secrets in files. Raises VoipError, naming who has not."""
+    """Wait until each machine has all its new secrets in files. Raises VoipError, which names those that don't."""
     stack = inventory.load()
     expected = {
         machine.name: [
@@ -109,7 +109,7 @@ def _await_delivery(chosen: Sequence[Secret], new: dict[str, str]) -> None:
 
 
 def _has(machine: str, values: Sequence[str]) -> bool:
-    """Whether each of `values` is in a file of `machine`; asked by standard input, which no process list shows."""
+    """Whether each of `values` is in a file of `machine`; passed on standard input, which no process list shows."""
     stack = inventory.load()
     files = [str(file) for c in stack.components_of(stack.machine(machine)) for file in c.secret_files]
     script = f"while read -r value; do grep -qsFf - {' '.join(files)} <<E || exit 1\n$value\nE\ndone"
@@ -118,7 +118,7 @@ def _has(machine: str, values: Sequence[str]) -> bool:
 
 
 def status() -> list[tuple[str, str, str]]:
-    """What, where, and its age or end: secrets, certificates of CAs, the machines' logins. Raises VoipError."""
+    """Secrets, certificates of CAs, the machines' logins, each with its age or expiry. Raises VoipError."""
     return [(dated.name, dated.place, _said(dated)) for dated in secrets.provider().dated()]
 
 

@@ -1,4 +1,4 @@
-"""Secrets by name, and who keeps them: a Provider for each value of VOIP_SECRETS."""
+"""Secrets by name, and their provider: a Provider for each value of VOIP_SECRETS."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from voip_stack.components import Secret
 from voip_stack.errors import VoipError
 from voip_stack.inventory import Machine
 
-CERTIFICATE_HOURS = 2160  # a daemon's certificate lives so long, whoever signs it
+CERTIFICATE_HOURS = 2160  # lifetime of a daemon's certificate, from either provider
 _LENGTH = 32
 _ALPHABET = string.ascii_letters + string.digits
-# A secret is written as it is into files of many syntaxes and into URLs, some of them by `vault agent`.
+# A secret is written verbatim into files of many syntaxes and into URLs, some of them by `vault agent`.
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
 
 
 @dataclass(frozen=True)
 class Dated:
-    """A secret, a certificate or a login: since when it is so, or until when; `state` for what has neither."""
+    """A secret, a certificate or a login: its age or expiry; `state` for one that has neither."""
 
     name: str
     place: str
@@ -34,37 +34,37 @@ class Dated:
 
 
 class Provider(Protocol):
-    """Who keeps the stack's secrets and makes its certificates. All methods raise VoipError."""
+    """A store of the stack's secrets that also issues its certificates. All methods raise VoipError."""
 
-    by_agent: bool  # whether `vault agent` on the machines writes them into files; else roles do
+    by_agent: bool  # whether `vault agent` on the machines writes them into files; otherwise roles do
 
     @property
     def place(self) -> str:
-        """Where secrets are, as a person is told."""
+        """The place of all secrets, as shown to a person."""
 
     def where(self, secret: Secret) -> str:
-        """Where this one is."""
+        """The place of this secret."""
 
     def get(self, secret: Secret) -> str:
         """Its value."""
 
     def put(self, secret: Secret, value: str) -> None:
-        """Keep `value` from now on."""
+        """Store `value`."""
 
     def certificate(self, role: str, name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) -> str:
-        """What a role writes as a certificate, with its key and its CA's: of a name, of `others` and of `addresses`."""
+        """The text that a role writes: certificate for a name, `others` and `addresses`, key, and CA certificate."""
 
     def authority(self) -> str:
         """PEM of the CA that phones have to trust."""
 
     def dated(self) -> list[Dated]:
-        """All that it keeps."""
+        """All entries of the store."""
 
 
 def provider(name: str = "") -> Provider:
-    """The provider called `name`, that of the settings when empty. Raises SettingsError."""
+    """The provider called `name`, by default the one in the settings. Raises SettingsError."""
     if (name or settings.load().secrets) == "vault":
-        from voip_stack.secrets.vault_provider import VaultProvider  # noqa: PLC0415  # the lab, which a file needs not
+        from voip_stack.secrets.vault_provider import VaultProvider  # noqa: PLC0415  # imports the lab
 
         return VaultProvider()
     from voip_stack.secrets.file_provider import FileProvider  # noqa: PLC0415  # as above
@@ -78,7 +78,7 @@ def catalogue() -> dict[str, Secret]:
 
 
 def classes() -> dict[str, dict[str, Any]]:
-    """What each class of machines may read: see components.classes()."""
+    """The paths that each class of machines may read: see components.classes()."""
     return components.classes(components.current())
 
 
@@ -101,7 +101,7 @@ def generate() -> str:
 
 
 def get(name: str) -> str:
-    """The value of the secret called `name`. Raises VoipError, which names where it should be."""
+    """The value of the secret called `name`. Raises VoipError, which names its place."""
     secret, keeper = find(name), provider()
     value = keeper.get(secret)
     if not _PLAIN.fullmatch(value):
@@ -111,11 +111,11 @@ def get(name: str) -> str:
 
 
 def put(name: str, value: str) -> None:
-    """Keep `value` as the secret called `name` from now on. Raises VoipError."""
+    """Store `value` as the secret called `name`. Raises VoipError."""
     provider().put(find(name), value)
 
 
 def reference(name: str) -> str:
-    """What `vault agent` replaces by the secret's value (consul-template's language). Raises VoipError."""
+    """The consul-template expression for the secret's value. Raises VoipError."""
     secret = find(name)
     return "{{ with secret `secret/data/%s` }}{{ .Data.data.%s }}{{ end }}" % (secret.path, secret.field)  # noqa: UP031

@@ -18,16 +18,16 @@ from voip_stack.inventory import Machine
 from voip_stack.lab import http_client
 from voip_stack.tell import Progress
 
-# Where machines log in: a path of our own, as the lockout is a whole path's, and at approle others of a devstack-core
-# may log in.
+# The mount where machines log in. A dedicated AppRole mount: lockout is tuned per mount, and other users of a
+# devstack-core may log in at approle.
 LOGINS = "voip-approle"
 _HTTP_NOT_FOUND, _HTTP_FORBIDDEN, _HTTP_UNAVAILABLE, _HTTP_ERRORS = 404, 403, 503, 400
-_OPEN_SECONDS = 15  # for Vault to answer once its machine is ready; host.patience() makes more of it
-_HTTP_WRONG_KEY = 400, 500  # what sys/unseal answers to one
+_OPEN_SECONDS = 15  # for Vault to answer once its machine is ready; host.patience() raises it
+_HTTP_WRONG_KEY = 400, 500  # sys/unseal's status for a wrong key
 
 
 class VaultError(VoipError):
-    """Vault can't be reached, or does not do what it was asked to. `status` is HTTP's, 0 without an answer."""
+    """Vault can't be reached, or refuses a request. `status` is HTTP's, 0 without an answer."""
 
     def __init__(self, message: str, hint: str = "", status: int = 0) -> None:
         super().__init__(message, hint)
@@ -36,7 +36,7 @@ class VaultError(VoipError):
 
 @dataclass(frozen=True)
 class Keys:
-    """What `vault operator init` printed, as it is kept on this computer (mode 0600)."""
+    """The output of `vault operator init`, as kept on this computer (mode 0600)."""
 
     file: Path
     unseal: tuple[str, ...]
@@ -57,21 +57,21 @@ class Keys:
 
 @dataclass(frozen=True)
 class Vault:
-    """A Vault server: `name` is what a person calls it, `ca` the file of the CA that its certificate is of."""
+    """A Vault server: `name` is its name for a person, `ca` the file of the CA that signed its certificate."""
 
     name: str
     address: str
     port: int
     ca: Path | None = None  # None: plain HTTP
     token: str = ""
-    start: str = ""  # how it is started and unsealed
+    start: str = ""  # the command that starts and unseals it
 
     @property
     def url(self) -> str:
         return f"{'https' if self.ca else 'http'}://{self.address}:{self.port}"
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None, wrap: int = 0) -> dict[str, Any]:
-        """Vault's answer to one request; `wrap`: the seconds that a wrapping token of it lives. Raises VaultError."""
+        """Vault's answer to one request; `wrap`: the lifetime in seconds of its wrapping token. Raises VaultError."""
         where = f"Vault on {self.name} ({self.address}:{self.port})"
         if self.ca and not self.ca.exists():
             raise VaultError(f"the CA of {where} is not there ({self.ca})", "restore it from a backup")
@@ -109,7 +109,7 @@ class Vault:
         return VaultError(f"{where}: {path}: {said}", self.start or "./voip status", status)
 
     def find(self, path: str) -> dict[str, Any] | None:
-        """The answer to GET `path`, None when nothing is there. Raises VaultError."""
+        """The answer to GET `path`, None for a missing path. Raises VaultError."""
         try:
             return self.ask("GET", path)
         except VaultError as error:
@@ -118,12 +118,12 @@ class Vault:
             raise
 
     def kv(self, path: str) -> dict[str, str]:
-        """What is in `secret/<path>` (KV version 2), empty when nothing is. Raises VaultError."""
+        """The data of `secret/<path>` (KV version 2), empty for a missing path. Raises VaultError."""
         found = self.find(f"secret/data/{path}")
         return dict(found["data"]["data"] or {}) if found else {}
 
     def unseal(self, keys: Keys, patience: float) -> bool:
-        """Whether it was sealed; now it serves. `patience`: seconds for either answer. Raises VaultError."""
+        """Unseal it; returns whether it was sealed. `patience`: seconds for either answer. Raises VaultError."""
         state = self._ask_patiently("sys/seal-status", patience)
         if not state["initialized"]:
             return False
@@ -140,7 +140,7 @@ class Vault:
                     f"the keys in {keys.file} do not unseal Vault on {self.name}: {said}",
                     "restore that file from a backup",
                 )
-        self._ask_patiently("sys/health", patience)  # an error until raft has elected it
+        self._ask_patiently("sys/health", patience)  # sys/health is an error until raft has elected a leader
         return bool(state["sealed"])
 
     def _ask_patiently(self, path: str, patience: float) -> dict[str, Any]:
@@ -160,22 +160,22 @@ def role(name: str) -> str:
 
 
 def role_path(name: str) -> str:
-    """Where in Vault it is."""
+    """Its path in Vault."""
     return f"auth/{LOGINS}/role/{role(name)}"
 
 
 def keys_dir() -> Path:
-    """Where the CA and the keys of the embedded Vault are on this computer."""
+    """The directory on this computer with the CA and the keys of the embedded Vault."""
     return settings.load().secrets_dir / "vault"
 
 
 def of(machine: Machine, token: str = "") -> Vault:
-    """The Vault that our role sets up on `machine`."""
+    """The Vault that the role vault_server sets up on `machine`."""
     return Vault(machine.name, str(machine.internal), inventory.load().port("vault"), keys_dir() / "ca.pem", token)
 
 
 def at(name: str, address: str, port: int, keys: str, ca: str = "") -> Vault:
-    """The Vault that is named so, with all rights: `keys` and `ca` are files, as token_in() and Vault have them.
+    """The Vault with this name, with all rights: `keys` and `ca` are files, as in token_in() and Vault.
 
     Raises VaultError.
     """
@@ -183,7 +183,10 @@ def at(name: str, address: str, port: int, keys: str, ca: str = "") -> Vault:
 
 
 def token_in(file: Path) -> str:
-    """The root token in `file`: our keys of a Vault, or the token alone, as in devstack-core. Raises VaultError."""
+    """The root token in `file`: either the keys of an embedded Vault, or the token alone, as in devstack-core.
+
+    Raises VaultError.
+    """
     if file.exists() and not file.read_text().lstrip().startswith("{"):
         token = file.read_text().strip()
         if not token:
@@ -206,17 +209,17 @@ def current() -> Vault:
 
 
 def reopen(machine: Machine, progress: Progress) -> None:
-    """Unseal the Vault of a `machine` that has started, if it has one; what keeps us from that is told."""
+    """Unseal the Vault of a `machine` that has started, if it has one; tell what prevents that."""
     try:
         if unseal_machine(machine, host.patience(_OPEN_SECONDS)):
             progress(machine.name, "its Vault is unsealed")
     except VaultError as error:
-        # Calls need no Vault: what is in the machines' files is theirs without it.
+        # Calls don't need Vault: the machines' files already hold their secrets.
         progress(machine.name, f"{error.message}: {error.hint}" if error.hint else error.message)
 
 
 def unseal_machine(machine: Machine, patience: float = 60) -> bool:
-    """Unseal the Vault of `machine` if it has one whose keys we have: whether that was to do. Raises VaultError."""
+    """Unseal the Vault of `machine` if we have its keys; returns whether it was sealed. Raises VaultError."""
     file = keys_dir() / f"{machine.name}.json"
     if "vault_server" not in {c.name for c in inventory.load().components_of(machine)} or not file.exists():
         return False

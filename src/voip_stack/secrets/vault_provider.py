@@ -33,7 +33,7 @@ class VaultProvider:
         server.ask("POST", f"secret/data/{secret.path}", {"data": server.kv(secret.path) | {secret.field: value}})
 
     def certificate(self, role: str, name: str, others: Sequence[str] = (), addresses: Sequence[str] = ()) -> str:
-        """What `vault agent` replaces by it: consul-template's pkiCert, of the role `role` of pki_int."""
+        """The consul-template expression for it: pkiCert, with the role `role` of pki_int."""
         parts = {"common_name": name, "alt_names": ",".join(others), "ip_sans": ",".join(addresses)}
         asked = " ".join(f"`{key}={value}`" for key, value in parts.items() if value)
         return (
@@ -45,7 +45,7 @@ class VaultProvider:
         return str(vault.current().ask("GET", "pki/cert/ca")["data"]["certificate"]).strip() + "\n"
 
     def dated(self) -> list[Dated]:
-        """Its state, secrets, the newest certificates of our machines and of the CAs, machines' logins."""
+        """Vault's state, secrets, the newest certificates of our machines and of the CAs, machines' logins."""
         server = vault.current()
         health = server.ask("GET", "sys/seal-status")
         state = f"version {health['version']}, {'sealed' if health['sealed'] else 'unsealed'}"
@@ -59,8 +59,8 @@ class VaultProvider:
         return found + [login for name in classes() for login in _logins(server, name)]
 
     def ends(self) -> dict[str, datetime]:
-        """The ends of our machines' newest certificates and of the CAs, by common name. Raises VaultError."""
-        from voip_stack.secrets import certificates  # noqa: PLC0415  # half a second that only this needs
+        """The expiry of our machines' newest certificates and of the CAs, by common name. Raises VaultError."""
+        from voip_stack.secrets import certificates  # noqa: PLC0415  # takes half a second, needed only here
 
         stack, server = inventory.load(), vault.current()
         ours = [f"{machine}.{stack.domain}" for machine in stack.machines]
@@ -72,7 +72,7 @@ class VaultProvider:
             if answer is None:
                 continue
             name, end = certificates.described(answer["data"]["certificate"])
-            if path.endswith("/ca") or name in ours:  # a devstack-core has others' there, too
+            if path.endswith("/ca") or name in ours:  # a devstack-core also has other certificates there
                 found[name] = max(end, found.get(name, end))
         return found
 

@@ -1,4 +1,4 @@
-"""What this stack needs of the services around it: what of that is missing, and how those of a devstack-core are."""
+"""Missing objects of this stack in the services around it, and the state of a devstack-core's services."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _CONNECT_SECONDS = 5
 
 
 def _open_the_way() -> None:
-    """Where the lab is a namespace, a devstack-core on this computer is reached through it."""
+    """Forward a devstack-core's ports on this computer, if the lab is a namespace."""
     if inventory.load().devstack:
         lab.current().up()
         lab.current().let_in(rabbitmq.MANAGEMENT_PORT)
 
 
 def missing() -> Iterator[Step]:
-    """What the stack needs of the services around it and they lack; each is looked for when those before are made.
+    """The steps for all missing objects; each is looked for once those before are made.
 
     Raises VoipError.
     """
@@ -33,13 +33,13 @@ def missing() -> Iterator[Step]:
 
 
 def in_servers(secret: templates.Secret = secrets.get) -> Iterator[Step]:
-    """What PostgreSQL and RabbitMQ of a devstack-core lack; `secret` gives passwords. Raises VoipError."""
+    """Missing objects in PostgreSQL and RabbitMQ of a devstack-core; `secret` gives passwords. Raises VoipError."""
     yield from database.plan(database.layout(secret))
     yield from rabbitmq.plan(rabbitmq.definitions(secret))
 
 
 def teardown() -> Iterator[Step]:
-    """What this stack has made in the user's devstack-core, and nothing else. Raises VoipError."""
+    """Only the objects that this stack has made in the user's devstack-core. Raises VoipError."""
     if not inventory.load().devstack:
         raise VoipError("what this stack has made is on infra-1, and goes with it", "./voip vms.destroy infra-1")
     _open_the_way()
@@ -51,7 +51,7 @@ def teardown() -> Iterator[Step]:
 
 @dataclass(frozen=True)
 class Row:
-    """A service of a devstack-core. `lacks` is what this stack needs of it; empty when all is well."""
+    """A service of a devstack-core. `lacks` names this stack's missing objects; empty when all is well."""
 
     service: str
     address: str
@@ -63,7 +63,7 @@ class Row:
 
 
 def check() -> list[Row]:
-    """Each service of the user's devstack-core: what is reachable, its version, what is missing. Raises VoipError."""
+    """Each service of the user's devstack-core: reachable, version, missing objects. Raises VoipError."""
     stack = inventory.load()
     if not stack.devstack:
         raise VoipError("the services around the stack are on infra-1, not in a devstack-core", "./voip status")
@@ -99,7 +99,7 @@ def _answers(version: str, lacks: Iterable[str]) -> Row:
 
 
 def _titles(steps: Iterable[Step]) -> Iterator[str]:
-    """Without the service, which the row has."""
+    """The titles without the service, which the row already names."""
     return (title.partition(": ")[2] for title, _ in steps)
 
 
@@ -117,7 +117,7 @@ def _look_at_redis() -> Row:
 
 
 def _kept(name: str) -> str:
-    """A secret, if it is there: who only looks, or removes, needs none."""
+    """A secret, if it exists: checks and removals don't need one."""
     try:
         return secrets.get(name)
     except VoipError:
@@ -125,7 +125,7 @@ def _kept(name: str) -> str:
 
 
 def require() -> None:
-    """Raises VoipError when a devstack-core is to give the services and lacks one, or what is ours in it."""
+    """Raises VoipError when a devstack-core replaces infra-1, and a service or one of our objects in it is missing."""
     if inventory.load().devstack:
         for row in check():
             if row.lacks:

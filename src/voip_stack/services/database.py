@@ -1,6 +1,7 @@
-"""PostgreSQL: SQL with all rights, over ssh or in a devstack-core, and what this stack keeps in the latter.
+"""PostgreSQL: SQL with all rights, over ssh or in a devstack-core, and this stack's objects in a devstack-core.
 
-Databases and logins are the role postgresql's, from the same template. Source: PostgreSQL's manual (COMMENT, pg_roles).
+Databases and logins are those of the role postgresql, from the same template. Source: PostgreSQL's manual (COMMENT,
+pg_roles).
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from voip_stack.errors import HostError, VmError, VoipError
 from voip_stack.services import Step, devstack, templates
 from voip_stack.services.devstack import Login
 
-MARK = "voip-stack"  # how the comment of a database or a role begins that this stack has made
-_OLDEST = 14  # CREATE OR REPLACE TRIGGER
+MARK = "voip-stack"  # prefix of the comments on databases and roles made by this stack
+_OLDEST = 14  # the first with CREATE OR REPLACE TRIGGER
 _SECONDS = 60  # for one script
 _OPTIONS = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1")
-_NO_SERVER = 2  # psql's exit status: not reached
+_NO_SERVER = 2  # psql's exit status: no connection
 
 
 def quoted(text: str) -> str:
@@ -32,13 +33,13 @@ def quoted(text: str) -> str:
 
 @functools.cache
 def superuser() -> Login:
-    """The login of a devstack-core's superuser, who is not called postgres. Raises VoipError."""
+    """The login of a devstack-core's superuser, which is not called postgres. Raises VoipError."""
     return devstack.login("PostgreSQL", inventory.load().port("postgresql"), "postgres", place="database")
 
 
 def _psql() -> tuple[list[str], dict[str, str]]:
     """The command line and environment of a psql on this computer, in the user's devstack-core."""
-    # Homebrew links libpq nowhere.
+    # Homebrew does not link libpq.
     places = [os.environ.get("PATH", ""), "/opt/homebrew/opt/libpq/bin", "/usr/local/opt/libpq/bin"]
     program = shutil.which("psql", path=os.pathsep.join(places))
     if not program:
@@ -50,7 +51,7 @@ def _psql() -> tuple[list[str], dict[str, str]]:
 
 
 def run(script: str) -> str:
-    """The output of an SQL script, which says where to \\connect; by standard input, where no process list shows it.
+    """The output of an SQL script, which chooses databases by \\connect; passed on standard input, hidden from ps.
 
     Raises VmError when the server can't be reached, VoipError with PostgreSQL's words when it refuses.
     """
@@ -85,7 +86,7 @@ def _in_devstack(script: str, where: str) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the role postgresql would make: SQL for psql."""
+    """The objects of the role postgresql: SQL for psql."""
 
     sql: str = field(repr=False)
     databases: dict[str, list[str]]  # logins by database
@@ -101,7 +102,7 @@ class Layout:
 
 
 def layout(secret: templates.Secret = secrets.get) -> Layout:
-    """The layout as the role's own template has it. Raises VoipError when `secret` does."""
+    """The layout from the role's own template. Raises VoipError when `secret` does."""
     databases = templates.told("voip_databases", secret)
     sql = templates.render("postgresql", "setup.sql.j2", postgresql_databases=databases)
     return Layout(sql, {d["name"]: [login["name"] for login in d["logins"]] for d in databases})
@@ -116,7 +117,7 @@ def version() -> str:
 
 
 def _marks(wanted: Layout) -> tuple[dict[str, str], dict[str, str]]:
-    """The comments of those of the layout's databases and roles that are there."""
+    """The comments of the layout's existing databases and roles."""
     names = ", ".join(map(quoted, wanted.databases))
     roles = ", ".join(map(quoted, wanted.roles))
     rows = run(
@@ -133,7 +134,7 @@ def _marks(wanted: Layout) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def plan(wanted: Layout) -> Iterator[Step]:
-    """What PostgreSQL lacks. Raises VoipError, for what is there and somebody else's too."""
+    """The steps for PostgreSQL's missing objects. Raises VoipError for one that exists but isn't ours."""
     version()
     databases, roles = _marks(wanted)
     for kind, found in (("database", databases), ("role", roles)):
@@ -144,7 +145,7 @@ def plan(wanted: Layout) -> Iterator[Step]:
                 f"rename it, or say that it is ours: COMMENT ON {kind.upper()} {foreign[0]} IS '{MARK}'",
             )
     if any(databases.get(name) != wanted.mark for name in wanted.databases):
-        # Marked as they are made: what a run that was cut short has left is known as ours.
+        # Marked on creation: so an interrupted run's objects are known as ours.
         script = [
             f"BEGIN; CREATE ROLE {r}; COMMENT ON ROLE {r} IS '{MARK}'; COMMIT;" for r in wanted.roles if r not in roles
         ]
@@ -161,7 +162,7 @@ def plan(wanted: Layout) -> Iterator[Step]:
 
 
 def removal(wanted: Layout) -> Iterator[Step]:
-    """What plan() made and is still there. Raises VoipError."""
+    """The existing objects of plan(). Raises VoipError."""
     databases, roles = _marks(wanted)
     for name, comment in databases.items():
         if comment.startswith(MARK):

@@ -1,6 +1,6 @@
-"""A devstack-core of the user's in place of infra-1: how its servers are reached.
+"""A user's devstack-core instead of infra-1: how its servers are reached.
 
-What lets us in is in its Vault: secret/postgres, secret/rabbitmq, secret/redis-1.
+Its Vault holds the logins: secret/postgres, secret/rabbitmq, secret/redis-1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SECONDS = 15  # for one answer
 
 @dataclass(frozen=True)
 class Login:
-    """How one of its servers is reached; `place` is the database that the user has."""
+    """Address and login of one of its servers; `place` is the user's database."""
 
     service: str
     address: str
@@ -30,7 +30,7 @@ class Login:
 
 
 def login(service: str, port: int, path: str, user: str = "user", place: str = "") -> Login:
-    """The login that is in its Vault under secret/`path`. Raises VaultError, VoipError."""
+    """The login in its Vault under secret/`path`. Raises VaultError, VoipError."""
     kept = vault.current().kv(path)
     for key in ("password", *filter(None, (user, place))):
         if not kept.get(key):
@@ -46,7 +46,7 @@ def login(service: str, port: int, path: str, user: str = "user", place: str = "
 
 
 def redis() -> tuple[str, str]:
-    """Its version, and why RTPEngine can't keep its sessions there (empty: it could). Raises VoipError."""
+    """Redis' version, and why RTPEngine can't keep its sessions there (empty: it could). Raises VoipError."""
     server = login("Redis", inventory.load().port("redis"), "redis-1", user="")
     try:
         with lab.current().connect(server.address, server.port, timeout=_SECONDS) as connection:

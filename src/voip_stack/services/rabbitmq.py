@@ -1,4 +1,4 @@
-"""RabbitMQ of a devstack-core: what this stack keeps there.
+"""RabbitMQ of a devstack-core: this stack's objects there.
 
 Virtual host, users and queues are those of the role rabbitmq, from the same template. Source:
 https://www.rabbitmq.com/docs/http-api-reference
@@ -21,14 +21,14 @@ from voip_stack.lab import http_client
 from voip_stack.services import Step, devstack, templates
 from voip_stack.services.devstack import Login
 
-MANAGEMENT_PORT = 15672  # of the HTTP API that its plugin rabbitmq_management serves
+MANAGEMENT_PORT = 15672  # of the HTTP API of its plugin rabbitmq_management
 _HTTP_UNAUTHORIZED, _HTTP_NOT_FOUND, _HTTP_ERRORS = 401, 404, 400
 
 Definitions = dict[str, list[dict[str, Any]]]  # by kind, as RabbitMQ exports and imports them
 
 
 def definitions(secret: templates.Secret = secrets.get) -> Definitions:
-    """What the role rabbitmq would have its node import. Raises VoipError when `secret` does."""
+    """The definitions that the role rabbitmq imports. Raises VoipError when `secret` does."""
     values = {
         f"rabbitmq_{kind}": templates.told(f"voip_rabbitmq_{kind}", secret) for kind in ("exchanges", "queues", "users")
     }
@@ -81,7 +81,7 @@ def _holds(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def plan(wanted: Definitions) -> Iterator[Step]:
-    """What RabbitMQ lacks. Raises VoipError, for what is there and somebody else's too."""
+    """The steps for RabbitMQ's missing objects. Raises VoipError for one that exists but isn't ours."""
     there = _ask("GET", "definitions")
     vhost = wanted["vhosts"][0]["name"]
     mine = [v for v in there["vhosts"] if v["name"] == vhost]
@@ -110,12 +110,12 @@ def _title(section: str, item: Mapping[str, Any]) -> str:
 
 
 def removal(wanted: Definitions) -> Iterator[Step]:
-    """What plan() made and is still there. Raises VoipError."""
+    """The existing objects of plan(). Raises VoipError."""
     there = _ask("GET", "definitions")
     ours = wanted["vhosts"][0]
     if not any(_holds(v, ours) for v in there["vhosts"]):
         return
-    # Users first: while our virtual host is there, they are known as ours.
+    # Users first: they are known as ours only while our virtual host exists.
     for user in wanted["users"]:
         if any(u["name"] == user["name"] for u in there["users"]):
             path = f"users/{urllib.parse.quote(user['name'], safe='')}"

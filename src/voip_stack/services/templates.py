@@ -1,4 +1,4 @@
-"""The roles' templates and the components' lists as Ansible has them, for servers set up from this computer."""
+"""The roles' templates and the components' lists as Ansible renders them, for servers set up from this computer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Secret = Callable[[str], str]  # a password by the name of its secret
 
 
 def render(role: str, template: str, **values: object) -> str:
-    """A template of a role, with the role's own filters. Raises jinja2.UndefinedError for a value that it lacks."""
-    # As Ansible's template lookup has it: trim_blocks, and what is not defined is an error.
+    """A template of a role, with the role's own filters. Raises jinja2.UndefinedError for an undefined value."""
+    # Like Ansible's template lookup: trim_blocks, and an undefined variable is an error.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROLES / role / "templates"),
         undefined=jinja2.StrictUndefined,
@@ -32,12 +32,12 @@ def render(role: str, template: str, **values: object) -> str:
 
 
 def told(variable: str, secret: Secret) -> list[dict[str, Any]]:
-    """A list that the components make, such as voip_databases, with passwords. Raises what `secret` does."""
+    """A list derived from the components, such as voip_databases, with passwords. Raises what `secret` does."""
     return list(_filled(components.variables(components.current())[variable], secret))
 
 
 def _filled(value: Any, secret: Secret) -> Any:
-    """`value` with passwords in place of the templates that name them."""
+    """`value` with its templates replaced by passwords."""
     if isinstance(value, components.Template):
         return secret(value.strip("{ }"))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What this stack keeps in Vault, the embedded one or a devstack-core's: its secrets, and who may read them.
+"""This stack's objects in Vault, embedded or of a devstack-core: its secrets, and the policies to read them.
 
 Sources: Vault's API of KV version 2, AppRole, PKI.
 """
@@ -23,12 +23,12 @@ _TOKEN_TTL, _TOKEN_MAX_TTL = 24 * _HOUR, 48 * _HOUR
 _UPGRADE_SECONDS = 30  # for a mount of KV to become version 2
 _WRAP_SECONDS = 300  # for a secret_id to reach its machine
 
-# The machines of each class by name, each with the address that it logs in from and those that its certificate is of.
+# The machines of each class by name, each with its login address and the addresses of its certificate.
 Machines = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 def policy(name: str, domain: str, sip_domain: str, machines: Mapping[str, Sequence[str]]) -> str:
-    """The policy of the class `name`: what its machines may read and be certified as, how they renew their login."""
+    """The policy of the class `name`: paths to read, certificates to request, renewal of the login."""
     allowed = secrets.classes()[name]
     domains = f'    "alt_names" = ["{sip_domain}"]\n' if allowed["domain"] else ""
     names = json.dumps([f"{machine}.{domain}" for machine in machines])
@@ -39,7 +39,7 @@ def policy(name: str, domain: str, sip_domain: str, machines: Mapping[str, Seque
         f'  allowed_parameters = {{\n    "common_name" = {names}\n{domains}'
         f'    "ip_sans" = {addresses}\n    "ttl" = []\n  }}\n}}'
         for certificate in allowed["certificates"]
-        if machines  # an empty list would let everything pass
+        if machines  # an empty list would allow everything
     ]
     rules.append(
         f'path "{vault.role_path(name)}/secret-id" {{\n  capabilities = ["update"]\n}}\n\n'
@@ -49,7 +49,7 @@ def policy(name: str, domain: str, sip_domain: str, machines: Mapping[str, Seque
 
 
 def base(server: Vault) -> Iterator[Step]:
-    """What a devstack-core has and a new Vault lacks: the mounts, and the two CAs."""
+    """The steps for a new Vault, done already in a devstack-core: the mounts, and the two CAs."""
     mounts = server.ask("GET", "sys/mounts")["data"]
     if "secret/" not in mounts:
         yield "the mount secret", lambda: _make_kv(server)
@@ -94,9 +94,9 @@ def _key(common_name: str) -> dict[str, Any]:
 
 
 def ours(server: Vault, machines: Machines, domain: str, sip_domain: str, bound: bool = True) -> Iterator[Step]:
-    """What is missing, or differs, of secrets, policies, AppRoles and PKI roles. Raises VaultError.
+    """The steps for missing or different secrets, policies, AppRoles and PKI roles. Raises VaultError.
 
-    `bound`: a login is good from the address of one of the class's machines alone.
+    `bound`: a login is valid only from the address of one of the class's machines.
     """
     for path, fields in _fields().items():
         there = server.kv(path)
@@ -151,9 +151,9 @@ def _make_logins(server: Vault) -> None:
 
 
 def _lock_nobody_out(server: Vault) -> None:
-    """A class's machines are one user there. After five refusals, of any of them, Vault would refuse good logins, too.
+    """Turn off the lockout: a class's machines share a role_id, so five failures would lock out all of them.
 
-    For 15 minutes, against the guessing of passwords; a secret_id is a random UUID.
+    The lockout lasts 15 minutes and guards against guessed passwords; a secret_id is a random UUID.
     https://developer.hashicorp.com/vault/docs/concepts/user-lockout
     """
     server.ask("POST", f"sys/auth/{vault.LOGINS}/tune", {"user_lockout_config": {"lockout_disable": True}})
@@ -175,7 +175,7 @@ def _ensure(server: Vault, path: str, settings: Mapping[str, Any], title: str) -
 
 
 def removal(server: Vault) -> Iterator[Step]:
-    """What ours() made and is still there. Fields that somebody has put beside ours stay. Raises VaultError."""
+    """The existing objects of ours(). Fields added by others stay. Raises VaultError."""
     for name, allowed in secrets.classes().items():
         paths = [f"sys/policies/acl/{name}-vm-policy"]
         paths += [f"pki_int/roles/{certificate}" for certificate in allowed["certificates"]]
@@ -192,7 +192,7 @@ def removal(server: Vault) -> Iterator[Step]:
 
 
 def _remove_secret(server: Vault, path: str, rest: Mapping[str, str]) -> None:
-    """Leave `rest` there, and nothing of the versions before."""
+    """Keep `rest` there, and no earlier versions."""
     if rest:
         newest = server.ask("POST", f"secret/data/{path}", {"data": dict(rest)})["data"]["version"]
         server.ask("PUT", f"secret/destroy/{path}", {"versions": list(range(1, newest))})
@@ -201,9 +201,9 @@ def _remove_secret(server: Vault, path: str, rest: Mapping[str, str]) -> None:
 
 
 def login(server: Vault, name: str, machine: str, address: str) -> dict[str, str]:
-    """What `machine`, of the class `name`, logs in with: role_id, and a token that unwraps to its secret_id, once.
+    """The login of `machine`, of the class `name`: role_id, and a token that unwraps to its secret_id, once.
 
-    The secret_id is good for 30 days, and only from `address` unless that is empty; the wrapping token for 5 minutes.
+    The secret_id is valid for 30 days, and only from `address` unless that is empty; the wrapping token for 5 minutes.
 
     Raises VaultError.
     """
@@ -216,7 +216,7 @@ def login(server: Vault, name: str, machine: str, address: str) -> dict[str, str
 
 
 def _machines() -> Machines:
-    """Those of the inventory."""
+    """The classes and machines of the inventory."""
     stack, advertised = inventory.load(), settings.load().advertised_address
 
     def addresses(machine: inventory.Machine) -> list[str]:
@@ -227,10 +227,10 @@ def _machines() -> Machines:
 
 
 def plan(server: Vault | None = None, machines: Machines | None = None) -> Iterator[Step]:
-    """base() and ours(), of the stack's own Vault and machines where not said otherwise. Raises VaultError."""
+    """base() and ours(), by default of the stack's own Vault and machines. Raises VaultError."""
     server = server or vault.current()
     yield from base(server)
-    # Behind a devstack-core's Docker network, Vault may see the same address for all.
+    # Behind a devstack-core's Docker network, Vault may see the same address for all machines.
     bound = not inventory.load().devstack or settings.load().devstack_bind
     domains = inventory.load().domain, settings.load().sip_domain
     yield from ours(server, _machines() if machines is None else machines, *domains, bound)

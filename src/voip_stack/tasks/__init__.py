@@ -1,1 +1,1 @@
-"""The commands, one module per noun, thin over the library."""
+"""The commands, one module per noun: a thin layer over the library."""

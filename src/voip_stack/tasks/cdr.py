@@ -12,7 +12,7 @@ from voip_stack import cdr, ui
 
 
 def _short(record: dict[str, Any]) -> tuple[object, ...]:
-    """What a person looks for first."""
+    """The columns that a person needs first."""
     start = record["start"].partition(".")[0].replace("T", " ")
     return start, record["src"], record["dst"], record["disposition"], f"{record['billsec'] or 0:7}"
 
@@ -45,6 +45,6 @@ def list_(
 
 @task(help={"json": "print the events themselves, one a line"})
 def tail(_c: Context, json: bool = False) -> None:
-    """Follow new records, as RabbitMQ tells of them, until Ctrl-C."""
+    """Follow new CDRs as RabbitMQ delivers them, until Ctrl-C."""
     for event in cdr.follow():
         ui.say(json_format.dumps(event) if json else "  ".join(str(cell) for cell in _short(event)))

@@ -1,4 +1,4 @@
-"""What the stack consists of."""
+"""The components of the stack."""
 
 from dataclasses import asdict
 
@@ -10,7 +10,7 @@ from voip_stack import inventory, ui
 
 @task(name="list", help={"json": "print JSON"})
 def list_(_c: Context, json: bool = False) -> None:
-    """Each component with its machines and ports; all of its descriptor as JSON (docs/components.md)."""
+    """Each component with its machines and ports; the whole descriptor as JSON (docs/components.md)."""
     stack = inventory.load()
     rows: list[tuple[str, list[str], list[str]]] = [
         (

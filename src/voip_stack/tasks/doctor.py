@@ -10,7 +10,7 @@ from voip_stack.host import doctor as doctors
 
 @task(name="doctor", help={"fix": "mend what can be mended", "json": "print JSON"})
 def doctor(c: Context, fix: bool = False, json: bool = False) -> None:
-    """Check CPU, memory, disk, tools, accelerator, lab and packages; every finding says how to mend it."""
+    """Check CPU, memory, disk, tools, accelerator, lab and packages; every finding names its fix."""
     findings = doctors.examine_and_fix(fix and not c.config.run.dry, ui.say)
     rows = doctors.rows(findings)
     if json:

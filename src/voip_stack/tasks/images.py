@@ -14,7 +14,7 @@ from voip_stack.tell import lines
     }
 )
 def build(_c: Context, names: str = "", refresh: bool = False) -> None:
-    """Bake disk images with the stack's roles; what is there already is left."""
+    """Bake disk images with the stack's roles; existing ones are left."""
     wanted = [n for n in names.split(",") if n]
     chosen = [images.PLAIN] if wanted == [images.PLAIN] else [m.name for m in inventory.load().select(wanted)]
     steps = ui.Steps()
@@ -48,7 +48,7 @@ def list_(_c: Context, json: bool = False) -> None:
 
 @task
 def prune(c: Context) -> None:
-    """Remove images that no machine stands on and that the roles would no longer make."""
+    """Remove images that no machine uses and that the current roles would no longer make."""
     gone = images.prune(vms.image_keys(), images.current_keys(), dry=c.config.run.dry)
     for directory in gone:
         ui.say(f"{'would remove' if c.config.run.dry else 'removed'} {directory.name}")

@@ -1,4 +1,4 @@
-"""What the stack needs of the services around it."""
+"""This stack's objects in the services around it."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ from voip_stack.services import check as services
 
 @task
 def setup(_c: Context) -> None:
-    """Make what is missing for this stack in Vault, PostgreSQL and RabbitMQ; what is there is left."""
+    """Make this stack's missing objects in Vault, PostgreSQL and RabbitMQ; existing ones are left."""
     _carry_out(services.missing(), "made", "nothing was missing")
 
 
 @task(help={"json": "print JSON"})
 def check(_c: Context, json: bool = False) -> None:
-    """Each service of a devstack-core: reachable, version, what is missing. Exit code 1 when something is."""
+    """Each service of a devstack-core: reachable, version, missing objects. Exit code 1 when one is missing."""
     rows = services.check()
     if json:
         ui.as_json([dataclasses.asdict(row) for row in rows])
@@ -39,12 +39,12 @@ def check(_c: Context, json: bool = False) -> None:
 
 @task
 def teardown(_c: Context) -> None:
-    """Remove from a devstack-core what infra.setup made there, CDRs and subscribers too, and nothing else."""
+    """Remove from a devstack-core all that infra.setup made, with CDRs and subscribers, and nothing else."""
     _carry_out(services.teardown(), "removed", "nothing was there")
 
 
 def _carry_out(steps: Iterable[Step], done: str, nothing: str) -> None:
-    """Do the steps, and tell of each."""
+    """Run the steps, and print each."""
     for title in make(steps):
         ui.say(f"{done} {title}")
         nothing = ""

@@ -1,4 +1,4 @@
-"""The network that the machines and the phones live in."""
+"""The network of the machines and the phones."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from voip_stack import lab, packages, ui, vms
 
 @task
 def up(c: Context) -> None:
-    """Make the lab, or mend it; what is there already is left."""
+    """Make the lab, or repair it; existing parts are left."""
     if not c.config.run.dry:
         lab.current().up()
     _show()
@@ -30,7 +30,7 @@ def down(c: Context) -> None:
 
 @task(help={"json": "print JSON"})
 def status(_c: Context, json: bool = False) -> None:
-    """The parts of the lab, and whether they are up."""
+    """The parts of the lab, and their state."""
     _show(json)
 
 

@@ -1,4 +1,4 @@
-"""Packages of our own building, and the proxy that serves all packages."""
+"""Packages that the stack builds, and the proxy that serves all packages."""
 
 import time
 
@@ -20,7 +20,7 @@ from voip_stack.tell import lines
     },
 )
 def build(_c: Context, names: str = "", source: str = "", sha256: str = "", refresh: bool = False) -> None:
-    """Build a package's .debs in a clean chroot, once; what is there already is left."""
+    """Build a package's .debs in a clean chroot, once; an existing build is left."""
     wanted = [n for n in names.split(",") if n]
     if bool(wanted) == bool(source) or (sha256 and not source):
         raise PackageError(
@@ -35,7 +35,7 @@ def build(_c: Context, names: str = "", source: str = "", sha256: str = "", refr
 
 @task(name="list", help={"json": "print JSON"})
 def list_(_c: Context, json: bool = False) -> None:
-    """The packages we build, which builds are in the cache, and the extra packages, which this looks at first."""
+    """The stack's packages, their builds in the cache, and the extra packages, whose directory is read first."""
     packages.publish()
     rows: list[dict[str, object]] = [
         {
@@ -58,7 +58,7 @@ def list_(_c: Context, json: bool = False) -> None:
         return
     columns = ("name", "version", "key", "built", "seconds", "state")
     for row in rows:
-        # 1:22.10.1+dfsg+…-1 is 22.10.1 to a person.
+        # A person calls 1:22.10.1+dfsg+…-1 22.10.1.
         if row["name"] in packages.RECIPES:
             row["version"] = str(row.get("version", "")).rpartition(":")[2].partition("+")[0]
     ui.table(columns, [[row.get(c) for c in columns] for row in rows])
@@ -66,7 +66,7 @@ def list_(_c: Context, json: bool = False) -> None:
 
 @task
 def prune(c: Context) -> None:
-    """Remove builds that today's recipes would no longer make, and what killed builds left."""
+    """Remove builds that the current recipes would no longer make, and the remains of killed builds."""
     dry = bool(c.config.run.dry)
     gone = packages.prune(dry=dry)
     for directory in gone:

@@ -30,7 +30,7 @@ def provision(
     verbose: int = 0,
     extra_vars: list[str] | None = None,
 ) -> None:
-    """Bring the running machines to what the roles and the inventory say; what follows `--` goes to Ansible."""
+    """Apply the roles and the inventory to the running machines; arguments after `--` go to Ansible."""
     check_services.require()
     provisioning.run(
         limit=limit,

@@ -9,7 +9,7 @@ from voip_stack.roletest import skeleton
 
 @task(positional=["name"], help={"name": "small letters, digits and _"})
 def new(_c: Context, name: str) -> None:
-    """Make a role with its scenario that pass as they are: a place to start from."""
+    """Make a role and its scenario, which pass as they are: a starting point."""
     for file in skeleton.new(name):
         ui.say(str(file.relative_to(paths.REPOSITORY)))
     ui.say(f"Next: molecule test -s {name}. Then put your daemon in place of the echo (docs/roles.md).")

@@ -1,4 +1,4 @@
-"""The passwords of the stack's daemons, and how machines come to them."""
+"""The passwords of the stack's daemons, and their delivery to the machines."""
 
 from invoke.context import Context
 from invoke.tasks import task
@@ -9,14 +9,14 @@ from voip_stack.secrets import rotation
 
 @task(help={"component": "a component that has secrets (secrets.status lists them), or all"})
 def rotate(_c: Context, component: str) -> None:
-    """Give a component new secrets while the stack runs: calls go on, and the old ones are worth nothing."""
+    """Give a component new secrets while the stack runs: calls go on, and the old secrets stop working."""
     rotation.rotate(component, ui.say)
     ui.say(f"{component}: rotated")
 
 
 @task(help={"json": "print JSON"})
 def status(_c: Context, json: bool = False) -> None:
-    """Each secret's age; certificates and machines' logins with their ends."""
+    """Each secret's age; the expiry of certificates and machines' logins."""
     columns = ("what", "where", "age or end")
     rows = rotation.status()
     if json:
@@ -27,5 +27,5 @@ def status(_c: Context, json: bool = False) -> None:
 
 @task
 def ca(_c: Context) -> None:
-    """Print the CA (PEM) that phones have to trust to register by TLS."""
+    """Print the CA (PEM) that phones must trust for TLS."""
     ui.say(secrets.provider().authority().rstrip())

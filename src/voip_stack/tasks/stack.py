@@ -41,7 +41,7 @@ def up(_c: Context) -> None:
         lab.current().up()
         packages.proxy.start(lab.current().package_addresses)
     with steps.step("images"):
-        # A machine that exists keeps its disk, even when the roles have changed since: provisioning brings them to it.
+        # An existing machine keeps its disk, even if the roles have changed since: provisioning updates it.
         missing = [m.name for m in machines if m.name not in vms.existing()]
         bake_all(missing, steps)
     with steps.step("machines"):
@@ -62,7 +62,7 @@ def up(_c: Context) -> None:
         except CallError as error:
             if stale:
                 raise
-            # Somebody changed a machine by hand, or something on it died.
+            # Somebody changed a machine by hand, or a daemon on it died.
             ui.say(f"The call failed: {error.message}\nThe machines are provisioned again.")
             provision.run(progress=lines(ui.say))
             result = calls.verify()
@@ -76,12 +76,12 @@ def up(_c: Context) -> None:
 
 
 def _record() -> Path:
-    """Where the seconds of each `up` are kept, a line of JSON for each."""
+    """The file with the seconds of each `up`, one line of JSON per run."""
     return settings.load().cache_dir / "logs" / "up.jsonl"
 
 
 def _begin(machines: Sequence[Machine]) -> str:
-    """What an `up` begins with: how long it takes depends on that."""
+    """The starting point of an `up`, which determines how long it takes."""
     if all(store.directory(m.name).exists() for m in machines):
         return "machines that are there"
     baked = {image.key for image in images.list_images()}
@@ -89,10 +89,10 @@ def _begin(machines: Sequence[Machine]) -> str:
 
 
 def _last_from(begin: str) -> dict[str, float]:
-    """The seconds of each step of the last `up` that began so; empty when there was none."""
+    """The seconds of each step of the last `up` with this starting point; empty when there was none."""
     lines = _record().read_text().splitlines() if _record().exists() else []
     runs = [run for line in lines if (run := json_format.loads(line)).get("from") == begin]
-    # A step that others are part of ("images") is not counted twice.
+    # A step that contains others ("images") is not counted twice.
     return {n: s for n, s in runs[-1]["steps"].items() if not n.startswith("image ")} if runs else {}
 
 
@@ -101,7 +101,7 @@ def _duration(seconds: float) -> str:
 
 
 def bake_all(names: list[str], steps: ui.Steps) -> None:
-    """Bake images two at a time. Packages of our own build first: they take longest, so they start at once."""
+    """Bake images two at a time. The stack's packages start at once, since they take longest."""
     if not names:
         return
     images.prepare()
@@ -115,7 +115,7 @@ def bake_all(names: list[str], steps: ui.Steps) -> None:
 
 @task(help={"json": "print JSON"})
 def status(_c: Context, json: bool = False) -> None:
-    """What works and what is degraded: machines, daemons, registrations, calls. Exit code 1 when something is."""
+    """Working and degraded parts: machines, daemons, registrations, calls. Exit code 1 when one is degraded."""
     parts = stack_status.look()
     if json:
         ui.as_json([dataclasses.asdict(part) for part in parts])

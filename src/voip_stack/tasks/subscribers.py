@@ -28,7 +28,7 @@ def _show(subscriber: Subscriber, given: bool) -> None:
 
 @task(help={"number": "1000 to 2999", "password-stdin": _STDIN})
 def add(_c: Context, number: str, password_stdin: bool = False) -> None:
-    """Add a subscriber with a voicemail box, and print what a phone needs."""
+    """Add a subscriber with a voicemail box, and print the settings for a phone."""
     _show(subscribers.add(number, _given(password_stdin)), password_stdin)
 
 

@@ -30,7 +30,7 @@ def _dry(c: Context, what: str, machines: Sequence[Machine]) -> bool:
 
 @task(positional=[], help={"names": _NAMES, "recreate": "make those with an old image anew"})
 def create(c: Context, names: str = "", recreate: bool = False) -> None:
-    """Make and start machines, and wait until they are ready; what is there is left."""
+    """Make and start machines, and wait until they are ready; existing ones are left."""
     if not _dry(c, "create", _chosen(names)):
         vms.create(_chosen(names), ui.teller(), recreate=recreate, then=vault.reopen)
 
@@ -100,7 +100,7 @@ def console(_c: Context, machine: str) -> None:
 
 @task(positional=["machine"], help={"machine": "its name", "lines": "how many", "follow": "wait for more"})
 def logs(_c: Context, machine: str, lines: int = 40, follow: bool = False) -> None:
-    """The end of what a machine wrote to its console."""
+    """The end of a machine's console log."""
     path = vms.console_log(inventory.load().machine(machine).name)
     if not path.exists():
         raise VmError(f"{machine} has written nothing yet", f"./voip vms.create {machine}")
@@ -110,13 +110,13 @@ def logs(_c: Context, machine: str, lines: int = 40, follow: bool = False) -> No
 
 @task(positional=[], help={"names": _NAMES, "name": "the snapshot's name"})
 def snapshot(c: Context, names: str = "", name: str = "default") -> None:
-    """Keep the running machines as they are at this moment, memory and disk."""
+    """Save the running machines, memory and disk."""
     if not _dry(c, f"save as {name}", _chosen(names)):
         vms.snapshot(_chosen(names), name, ui.teller())
 
 
 @task(positional=[], help={"names": _NAMES, "name": "the snapshot's name"})
 def revert(c: Context, names: str = "", name: str = "default") -> None:
-    """Bring machines back to a snapshot, running."""
+    """Restore machines from a snapshot, running."""
     if not _dry(c, f"revert to {name}", _chosen(names)):
         vms.revert(_chosen(names), name, ui.teller())
