@@ -1,7 +1,7 @@
-"""What the tests of the full stack share. The unit tests use none of it.
+"""Fixtures of the full stack's tests. The unit tests use none of them.
 
-Tests of calls run side by side in several workers, each with numbers and phone addresses of its own. Tests marked
-`alone` take something away from the stack, or measure all of it: they run one at a time, with nobody beside them.
+Tests of calls run in parallel in several workers, each with its own numbers and phone addresses. Tests marked `alone`
+take a part of the stack away, or measure all of it: they run one at a time, with no other test beside them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Ssh = Callable[..., str]
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 NUMBERS = tuple(f"29{WORKER}{n}" for n in (1, 2, 3))
-_SECONDS = 20  # that a test takes on a fast computer, unless it is marked with more
+_SECONDS = 20  # time limit of a test on a fast computer, unless its mark allows more
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave what there is no time for. The reason names the test: pytest's own summary gives a count alone."""
+    """Skip tests that don't fit into the time. The reason names the test: pytest's own summary only gives a count."""
     mark = item.get_closest_marker("takes")
     until = item.config.getoption("--until")
     if until and time.time() + (mark.args[0] if mark else _SECONDS) * speed.slowness() > until:
@@ -40,7 +40,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Figures that tests have measured (record_property), at the end of the run."""
+    """Figures measured by tests (record_property), at the end of the run."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{name}: {value}")
@@ -48,13 +48,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def stack() -> inventory.Inventory:
-    """The inventory, whose machines are up (voip_stack.suites has looked)."""
+    """The inventory; its machines are up (voip_stack.suites has checked)."""
     return inventory.load()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """End the run at a machine that died: every later test would wait for it, and fail for no reason of its own."""
+    """End the run when a machine has died: every later test would wait for it, and fail for that reason alone."""
     report = yield
     if report.failed and "stack" in getattr(item, "fixturenames", ()):
         dead = [s.name for s in vms.status(list(inventory.load().machines.values())) if not s.ssh]
@@ -66,7 +66,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def ssh(stack: inventory.Inventory) -> Ssh:
-    """ssh(where, *command): the output of a command, run as root on a machine, or on each of a group at once."""
+    """ssh(where, *command): the output of a command, run as root on a machine, or on all of a group at once."""
 
     def run(where: str, *command: str, check: bool = True) -> str:
         def on(machine: inventory.Machine) -> str:
@@ -81,7 +81,7 @@ def ssh(stack: inventory.Inventory) -> Ssh:
 
 @pytest.fixture(scope="session")
 def accounts(stack: inventory.Inventory) -> Iterator[dict[str, str]]:
-    """Three subscribers with voicemail boxes, number to password; gone at the end."""
+    """Three subscribers with voicemail boxes, number to password; removed at the end."""
     assert stack.machines
     for number in NUMBERS:
         if number in {s.number for s in subscribers.list_()}:
@@ -93,7 +93,7 @@ def accounts(stack: inventory.Inventory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def phones(accounts: dict[str, str], stack: inventory.Inventory, tmp_path: Path) -> Iterator[list[Phone]]:
-    """Three phones outside, registered, each with a tone of its own."""
+    """Three phones outside, registered, each with its own tone."""
     made = [
         Phone(number, password, address, tone_hz=tone, traces=tmp_path)
         for (number, password), address, tone in zip(

@@ -1,4 +1,4 @@
-"""CDRs of calls while all that carries them is killed again and again."""
+"""CDRs of calls while every service on their path is killed again and again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from voip_stack.calls.phone import Phone
 from voip_stack.deadline import Deadline
 from voip_stack.services import database
 
-CALLS, KILLS = 200, 3  # kills of each
-UNITS = {  # and where they are: a machine, or all of a group
+CALLS, KILLS = 200, 3  # kills per unit
+UNITS = {  # by unit: a machine, or a group
     "postgresql@17-main": "infra-1",
     "rabbitmq-server": "infra-1",
     "cdr-publisher": "pbx_servers",
     "cdr-spool": "pbx_servers",
 }
-# All that is in the queue `cdr`. Without an acknowledgement it stays there, for who reads that queue.
+# All events in the queue `cdr`. They are not acknowledged, so they stay there for the queue's reader.
 READ = """
 import pika, sys
 with pika.BlockingConnection(pika.URLParameters(sys.stdin.read())) as broker:
@@ -36,7 +36,7 @@ with pika.BlockingConnection(pika.URLParameters(sys.stdin.read())) as broker:
 
 
 def events(numbers: tuple[str, str], since: str) -> list[tuple[str, dict[str, Any]]]:
-    """The events of calls between two numbers, as they lie in the queue: message id, payload. None while it is away."""
+    """The events of calls between two numbers in the queue: message id, payload. None while it is away."""
     done = vms.ssh.run(probes.machines("pbx_servers")[0], "python3", "-c", READ, input=cdr.login(), timeout=120)
     found = [line.partition(" ") for line in done.stdout.splitlines()]
     told = [(name, json.loads(text)) for name, _, text in found]
@@ -46,7 +46,7 @@ def events(numbers: tuple[str, str], since: str) -> list[tuple[str, dict[str, An
 
 
 def processed(ssh: Callable[..., str]) -> int:
-    """Calls that all PBXs have dealt with since they started: so many CDRs have they made."""
+    """Calls that all PBXs have processed since their start: each makes one CDR."""
     found = re.findall(r"(\d+) calls? processed", ssh("pbx_servers", "asterisk", "-rx", "core show channels count"))
     assert len(found) == len(probes.machines("pbx_servers"))
     return sum(map(int, found))
@@ -58,8 +58,8 @@ def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
     phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]
 ) -> None:
     seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")  # noqa: T201  # for who looks at a failure
-    chance = random.Random(seed)  # noqa: S311  # nothing secret
+    print(f"seed {seed}")  # noqa: T201  # to repeat a failed run
+    chance = random.Random(seed)  # noqa: S311  # not a secret
     kills = [unit for unit in UNITS for _ in range(KILLS)]
     chance.shuffle(kills)
     caller, numbers = phones[0], (phones[0].number, "600")
@@ -69,7 +69,7 @@ def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
     begin, before = time.monotonic(), processed(ssh)
     answered = refused = 0
     while answered < CALLS or kills:
-        # Without PostgreSQL the proxy refuses, since it can't authenticate: such a call has no CDR, and is made again.
+        # Without PostgreSQL the proxy can't authenticate and refuses: such a call has no CDR, and is repeated.
         wanted = max(CALLS - answered, 5 * len(kills))
         with caller.call("600", seconds=1, count=wanted, at_once=6) as leg:
             while kills and leg.returncode is None:
@@ -80,7 +80,7 @@ def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
         answered += leg.events.count("answered")
         refused += wanted - leg.events.count("answered")
         assert refused < 10 * CALLS, "the proxy lets nobody in any more"
-    assert probes.released(60) == {}  # a phone may have given up before it was answered
+    assert probes.released(60) == {}  # a phone may have given up before the answer
     made = processed(ssh) - before
     said = time.monotonic()
     found: list[tuple[str, dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""Calls in progress when something that they need dies."""
+"""Calls in progress when a service that they need dies."""
 
 import itertools
 import time
@@ -15,7 +15,7 @@ from voip_stack.errors import CallError
 from voip_stack.secrets import vault
 
 pytestmark = pytest.mark.alone
-GAP = 10  # seconds, at the most, that callers hear nothing when the media proxy was killed
+GAP = 10  # maximum seconds of silence for callers after the media proxy was killed
 
 
 def kernel_forwards() -> bool:
@@ -51,8 +51,8 @@ def test_sound_goes_on_when_rtpengine_was_killed(
         calling.finish()
         answering.finish()
     assert again, "the kernel does not forward again"
-    # Redis may have given back sessions of calls that are over (docs/ARCHITECTURE.md). They time out, 60 s after that:
-    # before one of this call would, that its end did not release.
+    # Redis may have restored sessions of calls that are over (docs/ARCHITECTURE.md). They time out 60 s later, which is
+    # earlier than a session of this call that its end did not release.
     assert probes.released(back + 65 - time.time()) == {}
     recording = capture.recording()
     for speaker, listener in ((caller, callee), (callee, caller)):

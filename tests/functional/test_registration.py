@@ -48,7 +48,7 @@ def test_a_phone_that_trusts_our_ca_registers_and_calls_by_tls(phones: list[Phon
 
 def test_a_phone_is_called_by_the_tls_connection_that_it_registered_with(phones: list[Phone], tmp_path: Path) -> None:
     callee, caller = phones[:2]
-    callee.unregister()  # its other binding
+    callee.unregister()  # removes its other binding
     (tmp_path / "ca.pem").write_text(secrets.provider().authority())
     (tmp_path / "password").write_text(callee.password)
     program = Path(__file__).with_name("tls_phone.py")

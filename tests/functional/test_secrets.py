@@ -1,4 +1,4 @@
-"""Secrets come from Vault, are renewed under way, and are told to nobody."""
+"""Secrets come from Vault, are rotated during calls, and are shown to nobody."""
 
 import subprocess
 import time
@@ -17,12 +17,12 @@ from voip_stack.deadline import Deadline
 from voip_stack.errors import CallError
 from voip_stack.secrets import rotation, vault
 
-FILES = {  # on each machine of a group
+FILES = {  # by group: a file on each of its machines
     "sip_proxies": ("/etc/kamailio/secrets.cfg",),
     "media_servers": ("/etc/rtpengine/secrets.env",),
     "pbx_servers": ("/etc/asterisk/secret_manager.conf", "/etc/cdr/publisher/rabbitmq"),
 }
-# Who of PostgreSQL, RabbitMQ and Redis lets in with the passwords on standard input, one a line.
+# The servers among PostgreSQL, RabbitMQ and Redis that accept the passwords on standard input, one per line.
 LOG_IN = """
 import socket, sys
 
@@ -53,16 +53,16 @@ for server in servers:
     if globals()[server](input()):
         print(server)
 """
-SERVERS = {  # by the group of the machines that they let in
+SERVERS = {  # by group: the servers that let its machines in
     "pbx_servers": {
         "postgresql": "postgresql_password_cdr",
         "rabbitmq": "rabbitmq_password_cdr_reader",
     },
     "media_servers": {"redis": "redis_password_rtpengine"},
 }
-# Seconds between the ends of two calls of 2 s, tried one after the other: an emulated proxy, or RTPEngine, restarts.
+# Maximum seconds between the ends of two consecutive calls of 2 s, while an emulated proxy or RTPEngine restarts.
 NO_NEW_CALL = 60
-_DURATION = -3  # the column with a channel's seconds, of `core show channels concise`
+_DURATION = -3  # the column of `core show channels concise` with a channel's seconds
 
 pytestmark = [
     pytest.mark.alone,
@@ -85,7 +85,7 @@ def test_a_file_that_was_removed_comes_back_from_vault(ssh: Callable[..., str]) 
 
 
 def let_in(values: dict[str, str]) -> list[str]:
-    """The servers that let in who has these secrets, each as often as it has machines that log in."""
+    """The servers that accept these secrets, each once per machine that logs in."""
     address = str(inventory.load().group("infra")[0].internal)
     found = []
     for group, servers in SERVERS.items():
@@ -120,7 +120,7 @@ def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhi
                         with another.call("600", seconds=2) as new_call:
                             new_call.finish()
                         ends.append(time.monotonic())
-                    except CallError:  # while the proxy restarts, or RTPEngine
+                    except CallError:  # while the proxy or RTPEngine restarts
                         refused += 1
                 rotating.result()
             with another.call("600", seconds=2) as new_call:
@@ -133,7 +133,7 @@ def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhi
             longest = max(later - earlier for earlier, later in pairwise(ends))
             record_property("longest time between two calls' ends", f"{longest:.0f} s")
             assert longest < NO_NEW_CALL
-            # A new call that the proxy's restart cut in two may be left at the PBX; the ten are older.
+            # The proxy's restart may leave half of a new call at the PBX; the ten are older.
             channels = ssh("pbx_servers", "asterisk", "-rx", "core show channels concise").splitlines()
             assert sum(int(channel.split("!")[_DURATION]) >= took for channel in channels if channel) == 9 + 2
         finally:

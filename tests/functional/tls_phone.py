@@ -1,7 +1,7 @@
-"""A phone by TLS that keeps its connection, as a program: it registers, and is busy when a call comes by it (RFC 3261).
+"""A phone on a lasting TLS connection, as a program: it registers, and answers a call on it with busy (RFC 3261).
 
-SIPp can't: it takes a call only where it listens, and a phone behind NAT is reached by its own connection alone.
-Arguments: the proxy's address, the domain, the file of the CA, the user, the file of the password. Says `registered`.
+SIPp can't do that: it accepts calls only on a listening socket, and a phone behind NAT is reached only on its own
+connection. Arguments: the proxy's address, the domain, the CA file, the user, the password file. Prints `registered`.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class _Phone:
         self.call_id, self.number = uuid.uuid4().hex, 0
 
     def read(self) -> str:
-        """The next message; lines between messages are keep-alives (RFC 5626)."""
+        """The next message; the lines between messages are keep-alives (RFC 5626)."""
         lines: list[bytes] = []
         while not lines or lines[-1] != b"\r\n":
             line = self.stream.readline()
@@ -43,13 +43,13 @@ class _Phone:
         return message + self.stream.read(int(_header(message, "Content-Length") or 0)).decode()
 
     def register(self, expires: int) -> None:
-        """Bind the user to this connection for `expires` seconds; end the program when that is refused."""
+        """Bind the user to this connection for `expires` seconds; end the program on a refusal."""
         answer = self._register(expires, self._authorization(self._register(expires)))
         if not answer.startswith("SIP/2.0 200 "):
             sys.exit(answer)
 
     def _register(self, expires: int, authorization: str = "") -> str:
-        """One REGISTER, and the answer to it. The Contact names an address that nobody can reach."""
+        """Send one REGISTER, return the answer. The Contact has an unreachable address."""
         self.number += 1
         who = f"<sip:{self.user}@{self.domain}>"
         self.connection.sendall(
@@ -62,7 +62,7 @@ class _Phone:
         return self.read()
 
     def _authorization(self, challenge: str) -> str:
-        """Digest as RFC 8760 has it, with MD5."""
+        """Digest credentials with MD5 (RFC 8760)."""
         fields = dict(re.findall(r'(\w+)="?([^",\s]+)"?', _header(challenge, "WWW-Authenticate")))
         uri, nonce, cnonce = f"sip:{self.domain}", fields["nonce"], uuid.uuid4().hex
         ha1, ha2 = _hash(self.user, fields["realm"], self.password), _hash("REGISTER", uri)

@@ -1,4 +1,4 @@
-"""The stack on a devstack-core of the user's: its double, made of the real servers, in place of infra-1."""
+"""The stack on a user's devstack-core: a double of it, made of the real servers, instead of infra-1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "devstack"
 
 @dataclass(frozen=True)
 class Double:
-    """The double, and the environment of the commands that are to use it."""
+    """The double, and the environment for commands that use it."""
 
     machine: Machine
     environment: dict[str, str]
@@ -66,7 +66,7 @@ class Double:
         return self.sh(f"export PGPASSWORD={password}\n{psql} <<'E'\n{query};\nE\n").strip()
 
     def contents(self) -> dict[str, object]:
-        """All that a stack could have made there."""
+        """All objects that a stack could have made there."""
         server = self.vault
         paths_ = (
             "sys/policies/acl?list=true",

@@ -1,4 +1,4 @@
-"""The same stack with its secrets in files of this computer, and with Vault again: its daemons can't tell."""
+"""The same stack with its secrets in files of this computer, and then in Vault again: daemons see no difference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def invoke(*command: str) -> str:
 
 
 def test_calls_complete_with_secrets_in_files_and_in_vault_again(ssh: Callable[..., str]) -> None:
-    files = {  # on each machine of a group
+    files = {  # by group: a file on each of its machines
         "sip_proxies": "/etc/kamailio/secrets.cfg",
         "media_servers": "/etc/rtpengine/secrets.env",
         "pbx_servers": "/etc/asterisk/secret_manager.conf",

@@ -1,4 +1,4 @@
-"""What an operator does with the stack, and that it still carries calls after it."""
+"""An operator's actions, and calls that still work after them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_dry_run_of_a_provisioned_stack_succeeds_and_would_change_nothing(stac
 
 
 def provisioned(stack: inventory.Inventory) -> list[Machine]:
-    """All machines, provisioned as they would be now."""
+    """All machines, provisioned with the current inputs."""
     machines = list(stack.machines.values())
     if provision.stale(machines):
         provision.run()
@@ -41,7 +41,7 @@ def up() -> str:
 
 
 def changed(said: str) -> dict[str, list[str]]:
-    """What `up` says that provisioning has changed, by machine."""
+    """The changes by provisioning in the output of `up`, by machine."""
     found: dict[str, list[str]] = {}
     for line in said.partition("What changed\n")[2].partition("\n\n")[0].splitlines():
         if line[2] != " ":
@@ -53,7 +53,7 @@ def changed(said: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def no_login(stack: inventory.Inventory, ssh: Callable[..., str]) -> Iterator[dict[tuple[str, str], tuple[str, ...]]]:
-    """Vault knows nothing any more of what a PBX logs in with; what status has to say about that."""
+    """A PBX with an invalid secret_id; yields the faults that status has to report."""
     if settings.load().secrets == "file":
         yield {}
         return
@@ -101,7 +101,7 @@ def test_without_kernel_forwarding_the_proof_fails_and_up_mends_that_and_nothing
     try:
         with pytest.raises(CallError) as caught:
             calls.verify()
-        # In user space an emulated machine may lose packets too, which is then said first.
+        # In user space an emulated machine may also lose packets, and that is reported first.
         assert "not forwarded in the kernel" in f"{caught.value}\n{caught.value.details}"
         ssh("pbx_servers", "systemctl", "stop", "asterisk")
     finally:

@@ -1,4 +1,4 @@
-"""What can be reached, seen from where an attacker would be; what may be is written in the inventory."""
+"""The open ports as an attacker sees them; the inventory lists the allowed ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from voip_stack import inventory, lab
 
-pytestmark = pytest.mark.alone  # scans, and routes of the phones' own network
+pytestmark = pytest.mark.alone  # scans, and changes routes of the phones' network
 NAMES = sorted(inventory.load().machines)
 OUTSIDE = sorted(name for name, m in inventory.load().machines.items() if m.external)
-# What telephony stacks listen on: SIP, IAX, RTPEngine's ng, RTP, DNS, NFS, SNMP, NTP, syslog, TFTP, HEP, mDNS.
+# UDP ports of telephony stacks: SIP, IAX, RTPEngine's ng, RTP, DNS, NFS, SNMP, NTP, syslog, TFTP, HEP, mDNS.
 UDP_PORTS = "53,69,111,123,161,514,2049,2223,2224,4569,5004,5060,5061,5080,5090,5353,9060,10000,10001,20000,30000"
 
 
@@ -32,7 +32,7 @@ def scan(argv: Callable[..., list[str]], address: str, *options: str) -> set[int
 
 @pytest.fixture(params=OUTSIDE)
 def by_way_of(request: pytest.FixtureRequest, stack: inventory.Inventory) -> Iterator[str]:
-    """An attacker's route from outside to the internal network, through a machine that has both."""
+    """An attacker's route from outside to the internal network, through a machine on both networks."""
     gateway = stack.machines[request.param].external
     route = [str(stack.networks["internal"].subnet), "via", str(gateway)]
     subprocess.run(lab.current().outside("ip", "route", "replace", *route), check=True)
@@ -65,8 +65,8 @@ def test_this_computer_reaches_only_what_is_documented_for_it(stack: inventory.I
     assert scan(lab.current().inside, str(machine.internal), "-sS", "-p-") == documented
 
 
-# Where the kernel takes the ports of sockets that asked for none (net.ipv4.ip_local_port_range): over UDP these are
-# clients that wait for an answer, such as Asterisk's DNS resolver, which has no switch. nftables lets nobody in there.
+# The kernel's range of ephemeral ports (net.ipv4.ip_local_port_range): UDP sockets there are clients waiting for an
+# answer, such as Asterisk's DNS resolver, which can't be turned off. nftables blocks them.
 EPHEMERAL = range(32768, 61000)
 
 

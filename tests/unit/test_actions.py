@@ -1,4 +1,4 @@
-"""Vault's actions in playbooks: what they do on this computer, and what they say when they can't."""
+"""Vault's actions in playbooks: their effect on this computer, and their error messages."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ COLUMNS = {A: "phone A", SIP_OUT: "sip-1", SIP_IN: "sip-1", PBX: "pbx-1", B: "ph
 
 
 def stream(sequences: Sequence[int], late: float = 0.0) -> Stream:
-    """Packets every 20 ms, every second of them `late` seconds too late."""
+    """Packets every 20 ms, every second one `late` seconds late."""
     packets = [
         Rtp(100 + n / 50 + (late if n % 2 else 0), s & 0xFFFF, n * 160, PCMA, b"\xd5" * 160)
         for n, s in enumerate(sequences)

@@ -84,7 +84,7 @@ class Here:
 
 @pytest.fixture(autouse=True)
 def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Phones on loopback; those who answer challenge first, as the proxy would."""
+    """Phones on loopback; answering ones challenge first, as the proxy would."""
     monkeypatch.setattr(lab, "current", Here)
     copies = tmp_path / "scenarios"
     shutil.copytree(sipp.SCENARIOS, copies)

@@ -21,7 +21,7 @@ rtpengine_mediastreams{type="mixed"} 0
 rtpengine_packets_total{type="userspace"} 612
 rtpengine_packets_total{type="kernel"} 1840
 """
-# From the kernel module's proc_list_show(): one target that packets went through, one (RTCP) without.
+# From the kernel module's proc_list_show(): one target with packets, one (RTCP) without.
 MODULE = """\
 local inet4 192.168.65.20:10000
     stats:               172000 bytes,                 1000 packets,                    0 errors
@@ -37,7 +37,7 @@ HEARD = proof.Direction("phone A -> phone B", 440, 440.1, -10.2, 1.0, 600, 598, 
 
 
 def result(**changes: Any) -> proof.Result:
-    """A call without a fault, changed."""
+    """A faultless call, with changes."""
     good = proof.Result(
         caller="2998",
         callee="2999",
@@ -125,7 +125,7 @@ def test_the_report_fits_the_screen() -> None:
 
 
 def test_packets_count_while_both_phones_are_in_the_call() -> None:
-    """The callee speaks a second before the caller hears the answer, and one after the BYE: nobody can hear those."""
+    """The callee speaks a second before the caller gets the answer, and one after the BYE: both go unheard."""
     caller, callee = (Phone(n, "x", Address(f"192.168.65.{last}")) for n, last in (("2998", 101), ("2999", 102)))
     tone = audio.tone(440)[: audio.PACKET]
 

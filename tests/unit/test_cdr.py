@@ -1,4 +1,4 @@
-"""CDRs as commands show them, and that all who write or read one mean the same fields."""
+"""CDRs in the commands' output, and the same fields in all programs that write or read one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_who_writes_and_who_reads_a_cdr_mean_the_same_fields() -> None:
     (columns,) = (
         node.value for node in spool.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COLUMNS"
     )
-    assert eval(ast.unparse(columns)) == cdr.COLUMNS  # noqa: S307  # a sum of tuples, ours
+    assert eval(ast.unparse(columns)) == cdr.COLUMNS  # noqa: S307  # a sum of our own tuples
     table = (roles / "cdr/files/database.sql").read_text().partition("CREATE TABLE IF NOT EXISTS cdr (")[2]
     assert set(re.findall(r'^  "?([a-z]+)"? ', table.partition("\n);")[0], re.MULTILINE)) == {"id", *cdr.COLUMNS}
 
@@ -83,7 +83,7 @@ def test_no_records_are_no_wish() -> None:
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Callable[[str], None]]:
-    """broker(script): what runs in place of the follower on the PBX."""
+    """broker(script): a program that replaces the follower on the PBX."""
     (tmp_path / "rabbitmq_password_cdr_reader").write_text("a-b\n")
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path))
     monkeypatch.setenv("VOIP_SECRETS", "file")

@@ -1,4 +1,4 @@
-"""Certificates by the provider `file`, and what `vault agent` is told to ask for."""
+"""Certificates by the provider `file`, and the certificate expressions for `vault agent`."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ NAME, DOMAIN, ADDRESS = "sip-1.voip.local", "sip.local", "192.0.2.10"
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where they are kept; not there yet."""
+    """Their directory; it does not exist yet."""
     monkeypatch.setenv("VOIP_SECRETS", "file")
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path / "secrets"))
     settings.load.cache_clear()

@@ -1,4 +1,4 @@
-"""A component is one folder: everything else follows from its descriptor, and a wrong one is one message."""
+"""A component is one folder: everything else follows from its descriptor, and a wrong descriptor gives one message."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def ansible(tmp_path: Path) -> Path:
 
 
 def add(ansible: Path, values: dict[str, Any], flag: bool | None = True) -> None:
-    """Put the component `sample` there, and its flag unless that is None."""
+    """Add the component `sample`, and its flag unless that is None."""
     role = ansible / "roles" / "sample"
     (role / "files").mkdir(parents=True)
     (role / "component.yml").write_text(yaml.safe_dump(values))
@@ -92,7 +92,7 @@ def test_a_component_is_in_every_derived_view_by_its_folder_and_its_flag(ansible
     add(ansible, SAMPLE)
     every = components.load(CONF, ansible)
     ours, told, pbx = stack(every), components.variables(every), components.host_variables(every, ["pbx_servers"])
-    # The machines, the order of roles, tags, our own packages.
+    # The machines, the order of roles, tags, the stack's packages.
     assert "sample" in [c.name for c in ours.components_of(ours.machine("pbx-1"))]
     assert pbx["voip_roles"]["telephony"] == ["asterisk", "cdr", "sample"]
     assert "sample" not in components.host_variables(every, ["sip_proxies"])["voip_roles"]["telephony"]
@@ -102,7 +102,7 @@ def test_a_component_is_in_every_derived_view_by_its_folder_and_its_flag(ansible
     assert service | {"sources": ["sip_proxies", "computer"]} in pbx["voip_services"]
     assert "sample-api" in [s.name for s in ours.services_of(ours.machine("pbx-1"), "internal")]
     assert (told["voip_port_sample_api"], ours.port("sample-api")) == (7001, 7001)
-    # Secrets: their variables, Vault's policies, who issues them, the files that the agent may write.
+    # Secrets: their variables, Vault's policies, their issuers, the files that the agent may write.
     assert told["postgresql_password_sample"] == "{{ lookup('voip_secret', 'postgresql_password_sample') }}"
     read = components.classes(every)["pbx"]
     assert (read["secrets"], read["certificates"]) == (["asterisk", "cdr", "sample"], ["asterisk-role", "sample-role"])
@@ -113,7 +113,7 @@ def test_a_component_is_in_every_derived_view_by_its_folder_and_its_flag(ansible
         "sample_token": "",
     }
     assert "/etc/sample" in pbx["voip_secret_directories"]
-    # What the servers hold.
+    # The servers' databases and users.
     (database,) = (d for d in told["voip_databases"] if d["name"] == "sample")
     assert database["groups"] == ["pbx_servers"]
     assert "CREATE TABLE" in database["schema"]
@@ -127,7 +127,7 @@ def test_a_component_is_in_every_derived_view_by_its_folder_and_its_flag(ansible
 
 
 def ansible_says(ansible: Path, *command: str) -> str:
-    """What a command of Ansible prints in the copy."""
+    """The output of an Ansible command in the copy."""
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(ansible / "ansible.cfg"),
@@ -181,7 +181,7 @@ def test_who_does_not_use_a_component_does_not_depend_on_it(ansible: Path) -> No
 
 
 def port(name: str, **values: Any) -> dict[str, Any]:
-    """A change of SAMPLE: its one port, of which nothing else speaks."""
+    """A change of SAMPLE: its one port, which nothing else refers to."""
     return {"metrics": None, "ports": {name: {"protocol": "tcp", "port": 7001, "internal": ["sip_proxies"], **values}}}
 
 

@@ -1,4 +1,4 @@
-"""A devstack-core in place of infra-1: where its services are, what they say, and what of it is this stack's."""
+"""A devstack-core instead of infra-1: its addresses, its services' answers, and this stack's objects in it."""
 
 import dataclasses
 import http.server
@@ -62,7 +62,7 @@ def test_infra_is_understood_without_the_prefix_in_our_file_only() -> None:
 
 
 def _play(expression: str, **environment: str) -> str:
-    """What Ansible makes of an expression, with the stack's inventory."""
+    """The value of an Ansible expression, with the stack's inventory."""
     argv = [
         Path(sys.executable).with_name("ansible"),
         "sip-1",
@@ -166,7 +166,7 @@ def test_the_layout_is_to_the_letter_what_ansible_makes_of_the_roles(wanted: Def
 
 
 class _Broker(http.server.BaseHTTPRequestHandler):
-    """RabbitMQ's management API, as far as it is used: definitions are merged."""
+    """RabbitMQ's management API, as far as the stack uses it: definitions are merged."""
 
     held: dict[str, list[dict[str, Any]]]
 
@@ -186,7 +186,7 @@ class _Broker(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = answer  # noqa: N815  # http.server's names
 
     def log_message(self, *_: Any) -> None:
-        """Quietly."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ def test_the_lab_opens_a_way_once_and_shuts_it(
             assert relay.pid == before
             with home.connect(str(computer), port, 5) as client:
                 client.sendall(b"hello")
-                while True:  # connections that only looked whether it listens come first
+                while True:  # connections of port checks come first
                     connection, _ = server.accept()
                     with connection:
                         if connection.recv(5) == b"hello":

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg on
 
 @pytest.fixture
 def extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The user's directory of .debs, beside an empty cache."""
+    """The user's directory of .debs, and an empty cache."""
     directory = tmp_path / "extra"
     directory.mkdir()
     chosen = dataclasses.replace(settings.load(), cache_dir=tmp_path / "cache", extra_packages=directory)
@@ -122,7 +122,7 @@ def test_a_bad_package_is_named_and_what_is_served_stays(extra: Path, kind: str)
     make_deb(extra / "good.deb", "prompts")
     packages.publish()
     files = {f: f.read_bytes() for f in repository.root().rglob("*") if f.is_file()}
-    (extra / "good.deb").rename(extra / "renamed-good.deb")  # nothing at all is changed beside an error
+    (extra / "good.deb").rename(extra / "renamed-good.deb")  # an error leaves everything unchanged
     make_deb(extra / "another.deb", "sounds")
     make, message = BAD[kind]
     make(extra)
@@ -153,7 +153,7 @@ def test_apt_takes_an_index_from_which_the_newest_was_removed(extra: Path) -> No
     packages.publish()
     packages.prune()
     assert served("Package") == ["prompts"]
-    # apt stays with the index that it has when the new one is dated earlier.
+    # apt keeps its index when the new one has an earlier date.
     assert "Date: Tue, 14 Nov 2023 22:13:20 UTC\n" in (repository.root() / "Release").read_text()
 
 
@@ -171,7 +171,7 @@ def test_list_looks_at_the_extra_packages_and_shows_them(extra: Path, capsys: py
 
 
 def make_tree(directory: Path, version: str = "1.0") -> Path:
-    """A source tree, as far as its place and its changelog go."""
+    """A source tree, reduced to its directory and its changelog."""
     (directory / "debian").mkdir(parents=True, exist_ok=True)
     (directory / "debian" / "changelog").write_text(f"greeting ({version}) unstable; urgency=low\n")
     return directory
@@ -188,7 +188,7 @@ def make_tarball(file: Path, tree: Path, top: str = "greeting-1.0") -> Path:
 
 @pytest.fixture
 def fake_chroot(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A chroot where each build makes greeting and its debug symbols; the versions that were built."""
+    """A chroot in which each build makes greeting and its debug symbols; yields the versions built."""
     built: list[str] = []
 
     def run(_name: str, label: str, command: list[str], _log: Path, *_: object) -> None:

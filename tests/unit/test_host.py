@@ -22,7 +22,7 @@ TRAP = "echo 'KVM internal error. Suberror: 1'; sleep 60"
 
 
 class Pretended(Linux):
-    """A computer that says it has kvm, with a QEMU of the test's own."""
+    """A computer that claims to have kvm, with the test's own QEMU."""
 
     def __init__(self, qemu: Path) -> None:
         super().__init__(X86)

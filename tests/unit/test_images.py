@@ -1,4 +1,4 @@
-"""What an image's key depends on."""
+"""The inputs of an image's key."""
 
 from pathlib import Path
 

@@ -53,7 +53,7 @@ def test_two_machines_with_one_address_are_refused() -> None:
 
 
 def test_two_machines_with_one_last_byte_are_refused() -> None:
-    """In a network wider than a /24: they would have one MAC, and RTPEngines one database in Redis."""
+    """In a network wider than a /24 they would share a MAC, and RTPEngines a Redis database."""
     common = copy.deepcopy(COMMON)
     common["voip_networks"]["internal"]["subnet"] = "192.168.0.0/16"
     with pytest.raises(InventoryError, match=r"last byte of sip-2's internal_address 192.168.66.10 is sip-1's"):

@@ -58,7 +58,7 @@ def test_the_lab_is_at_home_where_a_libvirtd_answers_unless_one_is_named(
 
 class _Here:
     def up(self) -> None:
-        """It is."""
+        """Already up."""
 
     def inside(self, *argv: str) -> list[str]:
         return list(argv)
@@ -188,7 +188,7 @@ def test_a_lab_of_another_cache_directory_is_left_alone(
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "321"])
-    # For a moment after its start a process has no arguments yet.
+    # Just after its start a process has no arguments yet.
     assert Deadline(5).until(lambda: b"321" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), every=0.01)
     yield process
     process.kill()
@@ -221,7 +221,7 @@ def scratch() -> Iterator[Namespace]:
 @pytest.mark.skipif(not shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin"), reason="iproute2 is not here")
 def test_a_namespace_is_mended_after_a_crash_and_holds_its_own_sockets(scratch: Namespace) -> None:
     scratch.path.parent.mkdir(exist_ok=True)
-    scratch.path.touch()  # what a crash between name and namespace leaves
+    scratch.path.touch()  # a crash between name and namespace leaves this
     assert not scratch.exists
     scratch.make()
     scratch.make()

@@ -30,7 +30,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare")
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and a free port for a proxy of the test's own."""
+    """An empty cache, and a free port for the test's own proxy."""
     port = next(p for p in range(20000 + os.getpid() % 1000, proxy.MAX_PORT) if _is_free(p))
     mine = {"cache_dir": tmp_path, "package_proxy_port": port, "debian_mirror": "", "extra_packages": None}
     chosen = dataclasses.replace(settings.load(), **mine)  # type: ignore[arg-type]
@@ -63,14 +63,14 @@ def add_build(name: str, version: str, at: int, key: str = "") -> repository.Bui
 
 
 def get(path: str, address: str = proxy.LOOPBACK) -> bytes:
-    """What the proxy serves at `path`, asked directly."""
+    """The proxy's answer for `path`, asked directly."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"http://{address}:{settings.load().package_proxy_port}{path}", timeout=10) as answer:
         return bytes(answer.read())
 
 
 def get_by_socket(path: str) -> tuple[int, bytes]:
-    """What the proxy serves at `path` to the lab, which comes by the UNIX socket."""
+    """The proxy's answer for `path` to the lab, through the UNIX socket."""
     connection = http.client.HTTPConnection("packages.voip.local", 3143, timeout=10)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(proxy.socket_path()))
@@ -253,7 +253,7 @@ def test_the_proxy_serves_what_we_built_by_both_ways_and_a_new_build_at_once(cac
     index = (cache / "packages" / "Packages.gz").read_bytes()
     assert get("/voip-packages/./Packages.gz") == index
     assert get_by_socket("/voip-packages/Packages.gz") == (200, index)
-    # apt asks for + as %2b.
+    # apt requests + as %2b.
     quoted = f"{built.directory.name}/{built.debs[0].name}".replace("+", "%2b")
     assert get(f"/voip-packages/./{quoted}") == built.debs[0].read_bytes()
     add_build("asterisk", "22.2", at=2)
@@ -294,7 +294,7 @@ def test_starting_again_changes_nothing_and_one_more_address_is_added(cache: Pat
     assert proxy.status().bind == ("127.0.0.1", "127.0.0.2")
     assert get("/voip-packages/Packages", "127.0.0.2") == b""
     after = (cache / "run" / "apt-proxy.json").read_text()
-    proxy.start()  # as a bake does: what the lab asked for stays
+    proxy.start()  # as a bake does: the lab's request stays
     assert (cache / "run" / "apt-proxy.json").read_text() == after
     assert proxy.start(offline=True)
     assert proxy.status().offline

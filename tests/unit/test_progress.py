@@ -1,4 +1,4 @@
-"""What `./voip provision` shows while Ansible works: ansible-playbook for real, on this computer under two names."""
+"""The output of `./voip provision` while Ansible runs: a real ansible-playbook, on this computer under two names."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def provision(tmp_path: Path) -> Any:
 
 
 def lines(said: str) -> list[str]:
-    """The progress, with times as N, a failure's place left out."""
+    """The progress, with times as N, without the place of a failure."""
     progress = said.partition("\nWhat changed\n")[0]
     return [re.sub(r"\d+\.\d s", "N s", re.sub(r"^ +\d s", "N s", line)) for line in progress.splitlines() if line]
 
@@ -118,7 +118,7 @@ def test_each_machine_and_role_has_a_line_with_its_changes_below(provision: Any)
         ["N", "s", "sip-1", "kamailio", "N", "s"],
         ["Restart", "Kamailio"],
     ]
-    assert "asterisk" not in said  # every task of it is skipped there
+    assert "asterisk" not in said  # all its tasks are skipped there
     assert report["changed"]["sip-1"] == [
         "common : Name sip-1",
         "kamailio : Configure Kamailio",

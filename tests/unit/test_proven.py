@@ -1,4 +1,4 @@
-"""What counts as proven, and what a damaged proven.yml says."""
+"""The inputs of a proof, and the message for a damaged proven.yml."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINE = "redis: {digest: 0123456789abcdef, date: 2026-11-30T09:30Z, tests: 12, se
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A copy of what a digest may depend on."""
+    """A copy of all possible inputs of a digest."""
     for part in ("ansible", "molecule", ".config", "libvirt", "requirements", "src", "docs"):
         shutil.copytree(paths.REPOSITORY / part, tmp_path / part, symlinks=True)
     shutil.copy(paths.REPOSITORY / "pyproject.toml", tmp_path)
@@ -38,13 +38,13 @@ def stale_after(repository: Path, file: str, old: str, new: str) -> set[str]:
     ("file", "old", "new", "stale"),
     [
         ("ansible/roles/kamailio/templates/kamailio.cfg.j2", "route", "rout", {"kamailio"}),
-        ("ansible/roles/redis/tasks/main.yml", "name:", "name :", {"redis", "rtpengine"}),  # also where it is a peer
+        ("ansible/roles/redis/tasks/main.yml", "name:", "name :", {"redis", "rtpengine"}),  # also as a peer
         ("ansible/roles/vault_client/tasks/main.yml", "name:", "name :", {
-            "vault_client", "kamailio", "asterisk", "cdr", "rtpengine"}),  # which these include
+            "vault_client", "kamailio", "asterisk", "cdr", "rtpengine"}),  # included by these
         ("molecule/common/hosts.yml", "20", "21", {"common"}),
         ("ansible/roles/redis/README.md", "redis", "Redis", set()),
         ("molecule/redis/mutants.yml", "name", "nam", set()),
-        ("src/voip_stack/vms/lifecycle.py", "import", "import ", {"common", "vault_server"}),  # small, for all
+        ("src/voip_stack/vms/lifecycle.py", "import", "import ", {"common", "vault_server"}),  # the small ones, for all
         ("src/voip_stack/cdr.py", "import", "import ", set()),
         ("ansible/inventory/group_vars/all/infra.yml", "infra_name:", "infra_name: # ", {
             "asterisk", "cdr", "rtpengine", "kamailio", "vault_client"}),  # those that name it, or what names it

@@ -1,4 +1,4 @@
-"""What `up` takes for provisioned, without a machine."""
+"""The stamps that `up` trusts, without a machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from voip_stack.secrets import rotation
 
 @pytest.fixture
 def stamps(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What each machine says that it was provisioned with; one that is missing here does not answer."""
+    """Each machine's stamp; a machine that is missing here does not answer."""
     found: dict[str, str] = {}
 
     def run(name: str, *_command: str, sudo: bool) -> subprocess.CompletedProcess[str]:
@@ -83,7 +83,7 @@ def test_after_a_rotation_machines_are_as_stale_as_before(monkeypatch: pytest.Mo
     marked: list[str] = []
     kept = {"asterisk_ami_secret": "old"}
     monkeypatch.setattr(vms, "require_running", lambda _: None)
-    monkeypatch.setattr(provision, "run", lambda **_: None)  # secrets in files are written by roles
+    monkeypatch.setattr(provision, "run", lambda **_: None)  # roles write secrets in files
     monkeypatch.setattr(provision, "stale", lambda _: ["media-1"])
     monkeypatch.setattr(provision, "mark", lambda machines: marked.extend(m.name for m in machines))
     monkeypatch.setattr(secrets, "get", lambda name: kept.get(name, "old"))

@@ -1,4 +1,4 @@
-"""What `skeleton.new` makes."""
+"""The role and scenario made by `skeleton.new`."""
 
 from __future__ import annotations
 

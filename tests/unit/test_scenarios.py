@@ -1,4 +1,4 @@
-"""What scenarios ask for, and whose guests are whose."""
+"""Scenarios' requests for guests, and the guests' owners."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_scenario_that_another_process_holds_is_refused(monkeypatch: pytest.Mo
 def test_junit_names_the_step_that_failed(tmp_path: Path) -> None:
     run = runner.Run("common", tmp_path / "log", [("converge", 3.0), ("verify", 2.0)], Counter(), failed="verify")
     runner.junit([run], tmp_path / "out" / "molecule.xml")
-    suite = ET.fromstring((tmp_path / "out" / "molecule.xml").read_text())[0]  # noqa: S314  # ours
+    suite = ET.fromstring((tmp_path / "out" / "molecule.xml").read_text())[0]  # noqa: S314  # our own file
     assert suite.get("failures") == "1"
     assert [case.get("name") for case in suite if len(case)] == ["verify"]
 
@@ -106,7 +106,7 @@ def test_junit_names_the_step_that_failed(tmp_path: Path) -> None:
 def test_junit_has_a_failure_for_what_no_step_was(tmp_path: Path) -> None:
     run = runner.Run("common", tmp_path / "log", [("converge", 3.0)], Counter(), failed="verify: not done within 9 s")
     runner.junit([run], tmp_path / "molecule.xml")
-    suite = ET.fromstring((tmp_path / "molecule.xml").read_text())[0]  # noqa: S314  # ours
+    suite = ET.fromstring((tmp_path / "molecule.xml").read_text())[0]  # noqa: S314  # our own file
     assert [case.get("name") for case in suite if len(case)] == ["verify: not done within 9 s"]
     assert suite.get("tests") == str(len(suite)) == "2"
 
@@ -267,7 +267,7 @@ def test_too_little_memory_is_said_before_anything_starts() -> None:
 
 
 def test_the_orphans_of_a_killed_run_are_ended_and_nobody_else() -> None:
-    """A process group whose leader is dead goes; one whose leader lives is somebody's."""
+    """A process group with a dead leader is ended; one with a living leader has an owner."""
     script = "sleep 60 & echo $!; [ $1 = dies ] || wait"
 
     def ended(pid: int) -> bool:

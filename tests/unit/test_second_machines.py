@@ -1,4 +1,4 @@
-"""The stack with a second machine of each kind but infra: what is rendered for it, and where calls are looked for."""
+"""The stack with a second machine of each kind but infra: its rendered files, and the search for calls."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Rendered = dict[str, dict[str, str]]  # by machine and template
 
 
 def double(hosts: dict[str, Any]) -> None:
-    """Put a second machine behind the first of each group, at the addresses that follow; infra stays one."""
+    """Put a second machine after the first of each group, at the next addresses; infra keeps one."""
     for group in hosts["all"]["children"]["voip_vms"]["children"].values():
         for name, values in list(group["hosts"].items()):
             if name != INFRA:
@@ -67,7 +67,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def doubled(hosts: Path) -> Iterator[Stack]:
-    """What the library takes for the inventory while these tests run."""
+    """The library's inventory during these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "INVENTORY", hosts.parent)
         inventory.load.cache_clear()
@@ -84,7 +84,7 @@ def test_another_rtpengine_changes_no_image_and_is_told_to_those_who_use_one(
     again = {name: (images.key(name), provision._digest(machine)) for name, machine in without.machines.items()}
     changed = {name for name in again if again[name] != with_both[name]}
     assert {name for name in again if again[name][0] != with_both[name][0]} == set()
-    assert changed == {"sip-1", "sip-2", "pbx-1", "pbx-2", INFRA}  # media-1's stamp holds
+    assert changed == {"sip-1", "sip-2", "pbx-1", "pbx-2", INFRA}  # media-1's stamp is current
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def rendered(hosts: Path, doubled: Stack) -> Rendered:
 
 
 def lines(rendered: Rendered, name: str, template: str, pattern: str) -> list[Any]:
-    """What `pattern` captures in the lines of a rendered template."""
+    """The groups of `pattern` in the lines of a rendered template."""
     return re.findall(pattern, rendered[name][template], re.MULTILINE)
 
 
@@ -251,11 +251,11 @@ def test_status_asks_every_machine(doubled: Stack, name: str) -> None:
 
 
 class Machines:
-    """What the machines answer: sessions and packets by RTPEngine, dialogs and channels by proxy and PBX."""
+    """The machines' answers: sessions and packets by RTPEngine, dialogs and channels by proxy and PBX."""
 
     def __init__(self, sessions: Mapping[str, Callable[[int], int]], user_space: str = "", no_rule: str = "") -> None:
         self.sessions, self.user_space, self.no_rule = sessions, user_space, no_rule
-        self.seconds: dict[str, int] = {}  # by machine, as it is asked once a second
+        self.seconds: dict[str, int] = {}  # by machine, asked once a second
         self.held = dict.fromkeys(("sip-1", "sip-2", "pbx-1", "pbx-2"), 0)
 
     def metrics(self, name: str) -> Metrics:
@@ -277,7 +277,7 @@ class Machines:
 
 @dataclasses.dataclass
 class Leg:
-    """A call that lasts while its end is asked for `left` times."""
+    """A call that goes on until its end has been polled `left` times."""
 
     left: int = 12
 
@@ -289,7 +289,7 @@ class Leg:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Forwarding]:
-    """watched(machines): what is seen of a call on them, before which those of media-1 and media-2 are asked once."""
+    """watched(machines): the forwarding of a call on them; media-1 and media-2 are read once before the call."""
 
     def watch(machines: Machines) -> Forwarding:
         monkeypatch.setattr(probes, "metrics", machines.metrics)
@@ -302,7 +302,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Forwarding]:
 
 
 def test_forwarding_is_that_of_the_rtpengine_whose_sessions_grew(watched: Callable[..., Forwarding]) -> None:
-    """media-1 carries calls of others all the time, in user space."""
+    """media-1 carries other calls all the time, in user space."""
     machines = Machines({"media-1": lambda _: 6, "media-2": lambda second: 2 * (second > 0)}, user_space="media-1")
     assert watched(machines) == Forwarding(("media-2",), 4, 200.0, 0.0, 4, True)
 

@@ -18,7 +18,7 @@ from voip_stack.services import vault_setup
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the provider `file` keeps secrets; not there yet."""
+    """The directory of the provider `file`; it does not exist yet."""
     monkeypatch.setenv("VOIP_SECRETS", "file")
     monkeypatch.setenv("VOIP_SECRETS_DIR", str(tmp_path / "secrets"))
     settings.load.cache_clear()
@@ -45,7 +45,7 @@ def test_who_asks_at_the_same_time_gets_the_same_secret() -> None:
 def test_a_secret_that_would_need_quoting_is_refused(directory: Path, value: str) -> None:
     directory.mkdir()
     (directory / "asterisk_ami_secret").write_text(f"{value}\n")
-    if " " in value:  # what followed the secret in files that Ansible's own lookup made
+    if " " in value:  # Ansible's own lookup appended this to the secret in its files
         assert secrets.get("asterisk_ami_secret") == value.split(maxsplit=1)[0]
         return
     wrong = "holds more than" if value else "is empty"
@@ -88,11 +88,11 @@ def test_a_machine_is_certified_as_itself_alone() -> None:
     )
     assert "pki_int" not in vault_setup.policy(
         "pbx", "voip.local", "sip.local", {}
-    )  # an empty list would let everything pass
+    )  # an empty list would allow everything
 
 
 class _EmptyVault:
-    """Has nothing, and remembers what it was told to write."""
+    """Empty; records all writes."""
 
     def __init__(self) -> None:
         self.written: dict[str, Any] = {}

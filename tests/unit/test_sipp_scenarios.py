@@ -56,7 +56,7 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """run(scenario, far end, option...): SIPp's exit status, and what the far end received."""
+    """run(scenario, far end, option...): SIPp's exit status, and the far end's received messages."""
     running: list[subprocess.Popen[bytes]] = []
 
     def start(*words: str) -> subprocess.Popen[bytes]:

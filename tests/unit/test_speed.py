@@ -1,4 +1,4 @@
-"""How slow this computer is said to be."""
+"""The measured slowness of this computer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on machines, with a program in place of ssh."""
+"""Commands on machines, with a program that replaces ssh."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from voip_stack.vms.ssh import UnreachableError
 
 @pytest.fixture
 def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The program in place of ssh: its text is what it does with the machine in $1 and the command in $2."""
+    """The program that replaces ssh: its text handles the machine in $1 and the command in $2."""
     program = tmp_path / "ssh"
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(vms.ssh, "argv", lambda machine, *words, **_: ["ssh", machine, " ".join(words)])

@@ -147,7 +147,7 @@ def test_rtpengine_is_asked_what_it_carries_and_a_late_answer_is_no_fault(
     assert [line for line in done.stdout.splitlines() if "kernel module" not in line] == said
 
 
-# What RabbitMQ answers to each method of ours.
+# RabbitMQ's answers to our methods.
 ANSWERS: dict[type, Any] = {
     spec.Connection.StartOk: spec.Connection.Tune(10, 131072, 0),
     spec.Connection.Open: spec.Connection.OpenOk(),
@@ -179,7 +179,7 @@ def serve(listener: socket.socket, answers: dict[type, Any]) -> None:
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
-    """ask(answers): what status learns of a RabbitMQ that answers so, within two seconds."""
+    """ask(answers): status' lines for a RabbitMQ with these answers, within two seconds."""
     (tmp_path / "python3").symlink_to(sys.executable)
     listener = socket.create_server(("127.0.0.1", 0))
     conf = tmp_path / "rabbitmq.conf"

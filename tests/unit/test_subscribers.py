@@ -39,7 +39,7 @@ def test_a_password_never_reaches_the_database(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_accounts_of_another_domain_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their HA1 is of its realm. One of the same number is no obstacle either: the table's key is number and domain."""
+    """Their HA1 is for their realm. The same number is free in our domain: the table's key is number and domain."""
     scripts: list[str] = []
 
     def run(script: str) -> str:

@@ -1,4 +1,4 @@
-"""The library prints nothing: commands do, and the programs that run tests."""
+"""The library prints nothing: only commands do, and the programs that run tests."""
 
 import re
 

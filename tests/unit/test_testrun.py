@@ -1,4 +1,4 @@
-"""What a run of tests starts, in which time, and how it counts what became of it."""
+"""The parts of a test run, their times, and the count of their results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Molecule, as a program that does nothing, and passes at once unless the file of this path holds seconds."""
+    """A Molecule that does nothing, and passes at once unless the file of this path holds seconds."""
     program, file, waits = tmp_path / "molecule", tmp_path / "proven.yml", tmp_path / "seconds"
     program.write_text(f"""#!/bin/sh
 [ $1 = destroy ] && exit

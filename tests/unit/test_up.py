@@ -1,4 +1,4 @@
-"""What `up` says of how long it will take."""
+"""The estimate of `up` for its own duration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_what_it_begins_with_is_known(cache: Path, monkeypatch: pytest.MonkeyPat
 def test_the_last_run_from_the_same_begin_tells_how_long_it_takes(cache: Path) -> None:
     assert stack._last_from("nothing") == {}
     runs = [
-        {"at": "2026-11-29", "steps": {"call": 9}},  # of a version that did not say what it began with
+        {"at": "2026-11-29", "steps": {"call": 9}},  # of a version that did not record the starting point
         {"at": "2026-11-30", "from": "nothing", "steps": {"image sip-1": 60, "images": 80, "machines": 70, "call": 30}},
         {"at": "2026-12-01", "from": "machines that are there", "steps": {"machines": 2, "call": 27}},
     ]

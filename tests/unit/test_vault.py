@@ -1,4 +1,4 @@
-"""What is said of a Vault that is away, sealed, or another; what is asked of one that is there."""
+"""Messages about a Vault that is away, sealed, or another; requests to one that answers."""
 
 import http.server
 import json
@@ -42,7 +42,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answers], Vaul
             do_GET = do_PUT = do_POST = answer  # noqa: N815  # http.server's names
 
             def log_message(self, *_: Any) -> None:
-                """Quietly."""
+                """Log nothing."""
 
         running.append(http.server.HTTPServer(("127.0.0.1", 0), Handler))
         threading.Thread(target=running[0].serve_forever, daemon=True).start()

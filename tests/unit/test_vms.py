@@ -1,4 +1,4 @@
-"""Machines against libvirt's own test driver, and what is rendered for the real one."""
+"""Machines against libvirt's own test driver, and the files rendered for the real one."""
 
 from __future__ import annotations
 

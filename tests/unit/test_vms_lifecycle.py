@@ -50,7 +50,7 @@ class FakeLab:
 
 
 class Story:
-    """What was told about the machines."""
+    """The progress messages about the machines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
