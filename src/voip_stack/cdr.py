@@ -97,6 +97,6 @@ def follow() -> Iterator[dict[str, Any]]:
             said = process.stderr.read()
             if process.wait() == vms.ssh.NO_SSH:
                 raise VmError(f"{pbx} can't be reached", "./voip vms.status", said)
-            raise VoipError(f"RabbitMQ ({who.rpartition('@')[2]}) tells of no more events", "./voip status", said)
+            raise VoipError(f"RabbitMQ ({who.rpartition('@')[2]}) delivers no more events", "./voip status", said)
         finally:
             process.terminate()

@@ -73,7 +73,7 @@ def add(number: str, password: str | None = None) -> Subscriber:
 
 
 def remove(number: str) -> None:
-    """Remove a subscriber, its registrations and its voicemail box. Raises VoipError for one that is not there."""
+    """Remove a subscriber, its registrations and its voicemail box. Raises VoipError for an unknown one."""
     _known(number)
     database.run(
         f"\\connect {components.database_of('proxy')}\n"
@@ -85,7 +85,7 @@ def remove(number: str) -> None:
 
 
 def passwd(number: str, password: str | None = None) -> Subscriber:
-    """Give a subscriber a new password, generated when none is given. Raises VoipError for one that is not there."""
+    """Give a subscriber a new password, generated when none is given. Raises VoipError for an unknown one."""
     _known(number)
     password = password or "".join(secrets.choice(_LETTERS) for _ in range(20))
     database.run(
@@ -99,7 +99,7 @@ def passwd(number: str, password: str | None = None) -> Subscriber:
 def set_pin(number: str, pin: str | None = None) -> Subscriber:
     """Give a subscriber's voicemail box a new PIN, generated when none is given.
 
-    Raises VoipError for a subscriber that is not there, and for a PIN that voicemail would not take.
+    Raises VoipError for an unknown subscriber, and for a PIN that voicemail would refuse.
     """
     if pin is not None and (not (pin.isascii() and pin.isdigit() and len(pin) in _PIN_DIGITS) or pin == number):
         raise VoipError(

@@ -135,7 +135,7 @@ def test_what_is_missing_is_told_before_anything_is_made(double: Double) -> None
 def test_a_wrong_token_a_sealed_vault_and_a_closed_port_are_told(double: Double, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hvs.wrong\n")
     wrong = replace(double, environment=double.environment | {"VOIP_DEVSTACK_TOKEN_FILE": str(tmp_path / "token")})
-    assert "does not let this token at" in wrong.fail("infra.setup")
+    assert "refuses this token at" in wrong.fail("infra.setup")
     none = replace(double, environment=double.environment | {"VOIP_DEVSTACK_TOKEN_FILE": str(tmp_path / "none")})
     assert "VOIP_DEVSTACK_TOKEN_FILE names it" in none.fail("infra.setup")
     seal = "key=$(python3 -c \"import json; print(json.load(open('/root/double-vault.json'))['unseal_keys_b64'][0])\")"

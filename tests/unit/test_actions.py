@@ -59,7 +59,7 @@ def test_what_vault_lacks_is_made_and_named(server: dict[str, Any], monkeypatch:
 def test_a_vault_that_is_not_there_fails_a_run_with_what_to_do_and_leaves_a_check(server: dict[str, Any]) -> None:
     Path(server["keys"]).unlink()
     failed = act("voip_vault_setup", {"server": server})
-    assert failed == {"failed": True, "msg": f"Vault's keys are not there ({server['keys']}); ./voip provision"}
+    assert failed == {"failed": True, "msg": f"Vault's keys are missing ({server['keys']}); ./voip provision"}
     assert act("voip_vault_setup", {"server": server}, check=True) == {"skipped": True, "msg": failed["msg"]}
 
 
@@ -78,7 +78,7 @@ def test_a_login_is_of_one_class_machine_and_address(server: dict[str, Any], mon
     assert act("voip_vault_login", arguments) == {"changed": True, "login": login}
     assert act("voip_vault_login", arguments, check=True) == {"changed": True}
     Path(server["keys"]).unlink()
-    assert "Vault's keys are not there" in act("voip_vault_login", arguments)["msg"]
+    assert "Vault's keys are missing" in act("voip_vault_login", arguments)["msg"]
 
 
 @pytest.mark.parametrize("action", ["voip_vault_setup", "voip_vault_login"])

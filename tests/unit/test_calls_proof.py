@@ -91,7 +91,7 @@ def test_every_sign_of_user_space_counts(change: dict[str, Any]) -> None:
     [
         ({"sent": 0}, "the phone sent no sound"),
         ({"received": 0}, "none arrived"),
-        ({"heard_hz": 1020.0}, "heard was 1020.0 Hz"),
+        ({"heard_hz": 1020.0}, "heard at 1020.0 Hz"),
         ({"share": 0.5}, "50% of the time"),
         ({"level_dbm0": -25.0}, "heard at -25.0 dBm0"),
         ({"received": 500}, "only 500 of 600 packets arrived"),

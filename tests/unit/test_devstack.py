@@ -108,8 +108,8 @@ def _info(text: str) -> bytes:
     [
         ([b"+OK\r\n", _info("redis_version:7.4.1\r\nredis_mode:cluster\r\n")], ("7.4.1", "it is a cluster")),
         ([b"+OK\r\n", _info("redis_version:8.0.2\r\nredis_mode:standalone\r\n")], ("8.0.2", "")),
-        ([b"-WRONGPASS invalid username-password pair\r\n", b"-NOAUTH\r\n"], "does not let us in: -WRONGPASS"),
-        ([b"HTTP/1.1 400 Bad Request\r\n", b"\r\n"], "does not let us in: HTTP/1.1 400"),
+        ([b"-WRONGPASS invalid username-password pair\r\n", b"-NOAUTH\r\n"], "refuses our login: -WRONGPASS"),
+        ([b"HTTP/1.1 400 Bad Request\r\n", b"\r\n"], "refuses our login: HTTP/1.1 400"),
     ],
 )
 def test_redis_is_asked_for_its_version_and_whether_it_is_a_cluster(
@@ -244,7 +244,7 @@ def test_a_user_of_somebody_else_is_not_taken_over(broker: type[_Broker], wanted
 def test_a_broker_that_lets_nobody_in_or_is_away_is_named(wanted: Definitions, monkeypatch: pytest.MonkeyPatch) -> None:
     login = rabbitmq.administrator()
     monkeypatch.setattr(rabbitmq, "administrator", lambda: Login("RabbitMQ", "127.0.0.1", login.port, "admin", "wrong"))
-    with pytest.raises(VoipError, match="does not let admin in as an administrator"):
+    with pytest.raises(VoipError, match="refuses admin as an administrator"):
         list(rabbitmq.plan(wanted))
     monkeypatch.setattr(rabbitmq, "administrator", lambda: Login("RabbitMQ", "127.0.0.1", 1, "admin", "pw"))
     with pytest.raises(VmError, match=r"RabbitMQ on devstack-core \(127.0.0.1:1\) can't be reached"):

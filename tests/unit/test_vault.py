@@ -68,7 +68,7 @@ def keys(tmp_path: Path) -> Keys:
         (
             403,
             {"errors": ["1 error occurred:\n\t* permission denied\n\n"]},
-            "does not let this token at",
+            "refuses this token at",
             "the right one",
         ),
         (400, {"errors": ["no handler"]}, "secret/data/kamailio: no handler", ""),
@@ -136,7 +136,7 @@ def test_a_broken_file_of_keys_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.json").write_text(text)
     with pytest.raises(VaultError, match="keys.json does not hold Vault's keys"):
         Keys.read(tmp_path / "keys.json")
-    with pytest.raises(VaultError, match="not there"):
+    with pytest.raises(VaultError, match="are missing"):
         Keys.read(tmp_path / "none.json")
 
 

@@ -455,7 +455,7 @@ def test_paused_machines_stand_still_and_run_again_whatever_happens_meanwhile(
         return int(driver.lookupByName("sip-1").state()[0])
 
     def interrupted() -> None:
-        with vms.paused([SIP, PBX]):  # PBX is not there
+        with vms.paused([SIP, PBX]):  # the PBX does not exist
             assert state() == libvirt.VIR_DOMAIN_PAUSED
             raise KeyboardInterrupt
 

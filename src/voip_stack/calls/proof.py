@@ -52,7 +52,7 @@ class Direction:
             return f"{self.name}: {self.sent} packets were sent, none arrived"
         if abs(self.heard_hz - self.sent_hz) > _TONE_TOLERANCE_HZ or self.share < 0.8:
             heard = f"{self.heard_hz:.1f} Hz, {self.share:.0%} of the time"
-            return f"{self.name}: {self.sent_hz} Hz were sent, heard was {heard}"
+            return f"{self.name}: sent at {self.sent_hz} Hz, heard at {heard}"
         if abs(self.level_dbm0 - audio.SEND_DBM0) > _LEVEL_TOLERANCE_DB:
             return f"{self.name}: sent at {audio.SEND_DBM0:.1f} dBm0, heard at {self.level_dbm0:.1f} dBm0"
         if self.received < 0.95 * self.sent:

@@ -147,7 +147,7 @@ class Leg:
             )
         if not Deadline(10).until(lambda: tunnel.LISTENS in self._read("tunnel.log"), every=0.05):
             self._end(self._tunnel)
-            raise CallError(f"{self.who}: no way to TLS", "", self._read("tunnel.log"))
+            raise CallError(f"{self.who}: no TLS tunnel", "", self._read("tunnel.log"))
 
     def __enter__(self) -> Self:
         return self

@@ -50,7 +50,7 @@ class Keys:
             return cls(file, tuple(found["unseal_keys_b64"]), found["root_token"])
         except FileNotFoundError:
             hint = "VOIP_DEVSTACK_TOKEN_FILE names it" if inventory.load().devstack else "./voip provision"
-            raise VaultError(f"Vault's keys are not there ({file})", hint) from None
+            raise VaultError(f"Vault's keys are missing ({file})", hint) from None
         except (ValueError, KeyError, TypeError) as error:
             raise VaultError(f"{file} does not hold Vault's keys: {error}", "restore it from a backup") from None
 
@@ -74,7 +74,7 @@ class Vault:
         """Vault's answer to one request; `wrap`: the lifetime in seconds of its wrapping token. Raises VaultError."""
         where = f"Vault on {self.name} ({self.address}:{self.port})"
         if self.ca and not self.ca.exists():
-            raise VaultError(f"the CA of {where} is not there ({self.ca})", "restore it from a backup")
+            raise VaultError(f"the CA of {where} is missing ({self.ca})", "restore it from a backup")
         headers = {"X-Vault-Request": "true"}
         headers |= {"X-Vault-Token": self.token} if self.token else {}
         headers |= {"X-Vault-Wrap-TTL": f"{wrap}s"} if wrap else {}
@@ -103,9 +103,7 @@ class Vault:
         if status == _HTTP_UNAVAILABLE:
             return VaultError(f"{where} is sealed", self.start or f"./voip vms.start {self.name}", status)
         if status == _HTTP_FORBIDDEN:
-            return VaultError(
-                f"{where} does not let this token at {path}: {said}", "is the token the right one?", status
-            )
+            return VaultError(f"{where} refuses this token at {path}: {said}", "is the token the right one?", status)
         return VaultError(f"{where}: {path}: {said}", self.start or "./voip status", status)
 
     def find(self, path: str) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ def in_servers(secret: templates.Secret = secrets.get) -> Iterator[Step]:
 def teardown() -> Iterator[Step]:
     """Only the objects that this stack has made in the user's devstack-core. Raises VoipError."""
     if not inventory.load().devstack:
-        raise VoipError("what this stack has made is on infra-1, and goes with it", "./voip vms.destroy infra-1")
+        raise VoipError("this stack's objects are on infra-1, and are removed with it", "./voip vms.destroy infra-1")
     _open_the_way()
     yield from database.removal(database.layout(_kept))
     yield from rabbitmq.removal(rabbitmq.definitions(_kept))

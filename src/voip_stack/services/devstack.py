@@ -59,7 +59,7 @@ def redis() -> tuple[str, str]:
                 raise ConnectionResetError("it closed the connection")
             if let_in != "+OK":
                 raise VoipError(
-                    f"{server} does not let us in: {let_in}", "does secret/redis-1 in Vault hold its password?"
+                    f"{server} refuses our login: {let_in}", "does secret/redis-1 in Vault hold its password?"
                 )
             head = stream.readline().decode(errors="replace").strip()
             text = stream.read(int(head[1:])).decode(errors="replace") if head.startswith("$") else ""

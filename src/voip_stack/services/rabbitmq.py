@@ -62,7 +62,7 @@ def _ask(method: str, path: str, body: object = None) -> Any:
         return None
     if response.status == _HTTP_UNAUTHORIZED:
         raise VoipError(
-            f"{login} does not let {login.user} in as an administrator",
+            f"{login} refuses {login.user} as an administrator",
             "does secret/rabbitmq in Vault hold its password?",
         )
     if response.status >= _HTTP_ERRORS:

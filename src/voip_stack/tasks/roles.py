@@ -12,4 +12,4 @@ def new(_c: Context, name: str) -> None:
     """Make a role and its scenario, which pass as they are: a starting point."""
     for file in skeleton.new(name):
         ui.say(str(file.relative_to(paths.REPOSITORY)))
-    ui.say(f"Next: molecule test -s {name}. Then put your daemon in place of the echo (docs/roles.md).")
+    ui.say(f"Next: molecule test -s {name}. Then replace the echo by your daemon (docs/roles.md).")

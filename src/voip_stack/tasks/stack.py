@@ -55,7 +55,7 @@ def up(_c: Context) -> None:
         if stale:
             provision.run(progress=lines(ui.say))
         else:
-            ui.say("Nothing has changed since they were provisioned. To look at every setting: ./voip provision")
+            ui.say("Nothing has changed since they were provisioned. To check every setting: ./voip provision")
     with steps.step("call"):
         try:
             result = calls.verify()
