@@ -36,7 +36,7 @@ def _pytest(name: str, marks: str, workers: int, until: float | None, arguments:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s integration --", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--part", choices=("core", "rest"), help="what is always run, or all that is not")
+    parser.add_argument("--part", choices=("core", "rest"), help="the tests that always run, or the others")
     parser.add_argument("--until", type=float, help="start no test that would not be done by then")
     parser.add_argument("-m", dest="marks", default="", help="of these tests, those with such marks")
     options, others = parser.parse_known_args()

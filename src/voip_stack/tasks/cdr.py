@@ -23,7 +23,7 @@ def _short(record: dict[str, Any]) -> tuple[object, ...]:
         "src": "from this number",
         "dst": "to this number",
         "since": "begun since: 2026-11-25T14:30 (UTC), or 30m, 2h, 3d ago",
-        "limit": "so many, the newest",
+        "limit": "number of records, the newest ones",
         "csv": "print CSV, all columns",
         "json": "print JSON, all columns",
     },
@@ -43,7 +43,7 @@ def list_(
         ui.table(["start", "from", "to", "disposition", "   talk"], [_short(record) for record in found])
 
 
-@task(help={"json": "print the events themselves, one a line"})
+@task(help={"json": "print the events as JSON, one per line"})
 def tail(_c: Context, json: bool = False) -> None:
     """Follow new CDRs as RabbitMQ delivers them, until Ctrl-C."""
     for event in cdr.follow():

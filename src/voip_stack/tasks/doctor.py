@@ -8,7 +8,7 @@ from voip_stack import ui
 from voip_stack.host import doctor as doctors
 
 
-@task(name="doctor", help={"fix": "mend what can be mended", "json": "print JSON"})
+@task(name="doctor", help={"fix": "apply the fixes that can be automated", "json": "print JSON"})
 def doctor(c: Context, fix: bool = False, json: bool = False) -> None:
     """Check CPU, memory, disk, tools, accelerator, lab and packages; every finding names its fix."""
     findings = doctors.examine_and_fix(fix and not c.config.run.dry, ui.say)
@@ -16,6 +16,6 @@ def doctor(c: Context, fix: bool = False, json: bool = False) -> None:
     if json:
         ui.as_json(rows)
     else:
-        ui.table(["check", "state", "found", "to mend it"], [list(r.values()) for r in rows])
+        ui.table(["check", "state", "found", "fix"], [list(r.values()) for r in rows])
     if any(f.state is doctors.State.FAILED for f in findings):
         raise Exit(code=1)

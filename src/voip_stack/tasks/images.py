@@ -10,7 +10,7 @@ from voip_stack.tell import lines
 @task(
     help={
         "names": "machines or groups, comma-separated, or `plain`; all machines when left out",
-        "refresh": "build anew from today's packages",
+        "refresh": "build again from today's packages",
     }
 )
 def build(_c: Context, names: str = "", refresh: bool = False) -> None:

@@ -44,9 +44,7 @@ def _show(json: bool = False) -> None:
         ui.table([f"lab: {home.name}", "state", "detail"], rows)
 
 
-@task(
-    help={"outside": "among the phones outside, in place of where this computer is", "command": "run this, then leave"}
-)
+@task(help={"outside": "as a phone outside, not as this computer", "command": "run this command, then leave"})
 def shell(_c: Context, outside: bool = False, command: str = "") -> None:
     """A shell inside the lab, with this computer's addresses on its networks."""
     home = lab.current()

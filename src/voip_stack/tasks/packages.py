@@ -13,7 +13,7 @@ from voip_stack.tell import lines
 @task(
     positional=[],
     help={
-        "names": "what to build, such as asterisk; comma-separated",
+        "names": "packages, such as asterisk; comma-separated",
         "source": "or: a source tree with debian/: a directory, a tarball, or a tarball's URL",
         "sha256": "the tarball's sum; a URL needs it",
         "refresh": "build the newest source, even if there is a build",
@@ -75,7 +75,7 @@ def prune(c: Context) -> None:
         ui.say("nothing to remove")
 
 
-@task(help={"action": "status, start or stop", "offline": "start: serve only what is cached, without the network"})
+@task(help={"action": "status, start or stop", "offline": "start: serve cached files only, without the network"})
 def proxy(_c: Context, action: str = "status", offline: bool = False) -> None:
     """The caching package proxy of bakes and guests: --action=start, stop or status."""
     if action == "start":

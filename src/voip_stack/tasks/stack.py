@@ -134,7 +134,7 @@ def status(_c: Context, json: bool = False) -> None:
         ui.say("\nAll is well.")
 
 
-@task(help={"minutes": "leave what does not fit into so many; lint, unit and the stack's core tests are always run"})
+@task(help={"minutes": "skip tests that don't fit into this time; lint, unit and the stack's core tests always run"})
 def test(_c: Context, minutes: str = "") -> None:
     """Run the tests: lint, unit, the full stack with real calls, and every role alone."""
     if minutes and not re.fullmatch(r"[1-9]\d{0,3}", minutes):

@@ -8,8 +8,8 @@ from invoke.tasks import task
 from voip_stack import inventory, settings, subscribers, ui
 from voip_stack.subscribers import Subscriber
 
-_STDIN = "read the password from standard input in place of generating one"
-_PIN_STDIN = "read the PIN from standard input in place of generating one"
+_STDIN = "read the password from standard input, don't generate one"
+_PIN_STDIN = "read the PIN from standard input, don't generate one"
 
 
 def _given(from_stdin: bool) -> str | None:

@@ -28,7 +28,7 @@ def _dry(c: Context, what: str, machines: Sequence[Machine]) -> bool:
     return bool(c.config.run.dry)
 
 
-@task(positional=[], help={"names": _NAMES, "recreate": "make those with an old image anew"})
+@task(positional=[], help={"names": _NAMES, "recreate": "make machines with an old image again"})
 def create(c: Context, names: str = "", recreate: bool = False) -> None:
     """Make and start machines, and wait until they are ready; existing ones are left."""
     if not _dry(c, "create", _chosen(names)):
@@ -82,7 +82,7 @@ def status(_c: Context, names: str = "", json: bool = False) -> None:
     )
 
 
-@task(positional=["machine"], help={"machine": "its name", "command": "run this in place of a shell"})
+@task(positional=["machine"], help={"machine": "its name", "command": "run this command instead of a shell"})
 def ssh(c: Context, machine: str, command: str = "") -> None:
     """A shell on a machine, or the command that follows `--`."""
     name = inventory.load().machine(machine).name
@@ -98,7 +98,7 @@ def console(_c: Context, machine: str) -> None:
     raise Exit(code=subprocess.run(["virsh", "-c", lab.current().uri, "console", name], check=False).returncode)
 
 
-@task(positional=["machine"], help={"machine": "its name", "lines": "how many", "follow": "wait for more"})
+@task(positional=["machine"], help={"machine": "its name", "lines": "number of lines", "follow": "wait for more"})
 def logs(_c: Context, machine: str, lines: int = 40, follow: bool = False) -> None:
     """The end of a machine's console log."""
     path = vms.console_log(inventory.load().machine(machine).name)
