@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
-import secrets
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
@@ -29,46 +26,6 @@ EXTERNAL = Address(inventory_of("kamailio-1")["external_address"])
 COMPUTER = STACK.networks["internal"].computer
 TRANSPORTS = pytest.mark.parametrize("transport", ["udp", "tcp"])
 AND_TLS = pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
-
-
-@pytest.fixture(scope="session")
-def sql(guest: Guest) -> Callable[[str], str]:
-    """sql(statement): in the proxy's database, as its owner."""
-    return lambda statement: guest("peer").check_output(
-        "runuser -u postgres -- psql --no-psqlrc -tAqc %s kamailio", statement
-    )
-
-
-@pytest.fixture(scope="session")
-def passwords(sql: Callable[[str], str]) -> dict[str, str]:
-    """Two subscribers, number to password."""
-    made = {number: secrets.token_hex(8) for number in ("1001", "1002")}
-    for number, password in made.items():
-        ha1 = hashlib.md5(f"{number}:{DOMAIN}:{password}".encode(), usedforsecurity=False).hexdigest()
-        sql(
-            f"INSERT INTO subscriber (username, domain, ha1) VALUES ('{number}', '{DOMAIN}', '{ha1}')"
-            " ON CONFLICT (username, domain) DO UPDATE SET ha1 = EXCLUDED.ha1"
-        )
-    return made
-
-
-@pytest.fixture
-def phones(passwords: dict[str, str], tmp_path: Path) -> list[Phone]:
-    """Two phones outside, the caller and another."""
-    return [
-        Phone(
-            number, password, address, tone_hz=tone, traces=tmp_path, proxy=EXTERNAL, ca=stored.provider().authority()
-        )
-        for (number, password), address, tone in zip(passwords.items(), STACK.phones, (440, 1020), strict=False)
-    ]
-
-
-@pytest.fixture
-def trunk(tmp_path: Path) -> Phone:
-    """pbx-2, which is this computer; at ports of its own: other scenarios may be at work from this address."""
-    return Phone(
-        "600", "", COMPUTER, tone_hz=1570, traces=tmp_path, proxy=INTERNAL, inside=True, sip_port=5070, media_port=6070
-    )
 
 
 def refusal(leg: Leg) -> int:
