@@ -11,7 +11,6 @@ import yaml
 from guests import Guest, Host, inventory_of
 
 from voip_stack import calls, inventory, paths, settings
-from voip_stack import secrets as stored
 from voip_stack.calls.phone import Phone
 from voip_stack.calls.sipp import Leg, Refused
 from voip_stack.deadline import Deadline
