@@ -347,6 +347,15 @@ def test_a_call_that_rings_is_cancelled_by_its_caller_only(
     phone.send(reply(rung, "487 Request Terminated"))
 
 
+def test_an_account_makes_four_calls_at_a_time_and_a_loop_ends_there(passwords: dict[str, str]) -> None:
+    with Wire(STACK.phones[6], proxy=EXTERNAL) as wire:
+        calls = [call(wire, passwords) for _ in range(5)]
+        assert [got.status for got in calls] == [200] * 4 + [403]
+        for answered in calls[:4]:
+            hang_up(answered, wire)
+        hang_up(call(wire, passwords), wire)
+
+
 # What does not stop the others
 
 
