@@ -393,6 +393,14 @@ def test_a_flood_in_the_name_of_an_address_does_not_silence_who_is_there(
     assert register(phone, passwords) == 200
 
 
+def test_a_restarted_phone_rings_once(phone: Wire, passwords: dict[str, str], sql: Callable[[str], str]) -> None:
+    """It may come with another Contact; what was at its address and port before is gone."""
+    for name in ("before", "after"):
+        assert register(phone, passwords, contact=f"Contact: <sip:{name}@{phone.here}>") == 200
+    bound = sql(f"SELECT contact FROM location WHERE username = '1001' AND received LIKE '%{phone.here}%'")
+    assert bound == f"sip:after@{phone.here}"
+
+
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 def test_a_phone_that_is_restarted_often_is_never_turned_away(passwords: dict[str, str], transport: str) -> None:
     for _ in range(12):
@@ -414,6 +422,16 @@ def test_a_stranger_who_falls_silent_is_disconnected_and_a_phone_is_not(
         assert silent.ask(silent.request("OPTIONS", f"sip:{DOMAIN}", "x", DOMAIN)).status == 200
         assert silent.closed_within(60)
         assert not known.closed_within(1)
+
+
+@pytest.mark.outage
+def test_a_phone_hangs_up_a_call_that_was_up_before_the_proxy_was_restarted(
+    host: Host, phone: Wire, passwords: dict[str, str]
+) -> None:
+    answered = call(phone, passwords)
+    assert answered.status == 200
+    host.check_output("systemctl restart kamailio.service")
+    assert Deadline(60).until(lambda: phone.ask(within(answered, phone, "BYE")).status == 200, every=1)
 
 
 @pytest.mark.outage
