@@ -79,6 +79,17 @@ def ssh(stack: inventory.Inventory) -> Ssh:
     return run
 
 
+@pytest.fixture
+def unlimited(ssh: Ssh) -> Iterator[None]:
+    """An account may make any number of calls. A proxy that is restarted has its limits again."""
+    before = {name: ssh("sip_proxies", "kamcmd", "cfg.get", "limits", name).split()[0] for name in ("calls", "minute")}
+    for name in before:
+        ssh("sip_proxies", "kamcmd", "cfg.set_now_int", "limits", name, "1000")
+    yield
+    for name, value in before.items():
+        ssh("sip_proxies", "kamcmd", "cfg.set_now_int", "limits", name, value)
+
+
 @pytest.fixture(scope="session")
 def accounts(stack: inventory.Inventory) -> Iterator[dict[str, str]]:
     """Three subscribers with voicemail boxes, number to password; removed at the end."""

@@ -53,6 +53,7 @@ def processed(ssh: Callable[..., str]) -> int:
 
 
 @pytest.mark.alone
+@pytest.mark.usefixtures("unlimited")
 @pytest.mark.takes(150)
 def test_no_cdr_is_lost_and_none_counted_twice_whatever_is_killed(
     phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]

@@ -96,6 +96,7 @@ def let_in(values: dict[str, str]) -> list[str]:
     return found
 
 
+@pytest.mark.usefixtures("unlimited")
 @pytest.mark.takes(150)
 def test_all_secrets_are_renewed_during_ten_calls_and_new_calls_are_made_meanwhile(
     phones: list[Phone], ssh: Callable[..., str], record_property: Callable[[str, object], None]
