@@ -31,7 +31,7 @@ def nothing_left(host: Host) -> Iterator[None]:
     """Other tests count bindings."""
     yield
     for number in ("1001", "1002"):
-        host.run("kamcmd ul.rm location %s || exit 1", number)
+        host.run(f"kamcmd ul.rm location s:{number} || exit 1")
 
 
 @pytest.fixture
