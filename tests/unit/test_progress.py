@@ -101,7 +101,7 @@ def provision(tmp_path: Path) -> Any:
 def lines(said: str) -> list[str]:
     """The progress, with times as N, without the place of a failure."""
     progress = said.partition("\nWhat changed\n")[0]
-    return [re.sub(r"\d+\.\d s", "N s", re.sub(r"^ +\d s", "N s", line)) for line in progress.splitlines() if line]
+    return [re.sub(r"\d+\.\d s", "N s", re.sub(r"^ +\d+ s", "N s", line)) for line in progress.splitlines() if line]
 
 
 def test_each_machine_and_role_has_a_line_with_its_changes_below(provision: Any) -> None:
