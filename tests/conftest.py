@@ -81,11 +81,14 @@ def ssh(stack: inventory.Inventory) -> Ssh:
 
 @pytest.fixture
 def unlimited(ssh: Ssh) -> Iterator[None]:
-    """An account may make any number of calls. A proxy that is restarted has its limits again."""
+    """An account may make any number of calls, also after a restart of the proxy."""
     before = {name: ssh("sip_proxies", "kamcmd", "cfg.get", "limits", name).split()[0] for name in ("calls", "minute")}
+    file = "/etc/kamailio/kamailio.cfg"
+    ssh("sip_proxies", "sed", "-i.limited", "-E", r"s/^(limits\.(calls|minute) = )[0-9]+/\11000/", file)
     for name in before:
         ssh("sip_proxies", "kamcmd", "cfg.set_now_int", "limits", name, "1000")
     yield
+    ssh("sip_proxies", "mv", f"{file}.limited", file)
     for name, value in before.items():
         ssh("sip_proxies", "kamcmd", "cfg.set_now_int", "limits", name, value)
 
