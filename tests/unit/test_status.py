@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 from pika import frame, spec
 
-from voip_stack import inventory, lab, secrets, status, vms
-from voip_stack.calls import probes
+from voip_stack import inventory, secrets, status, vms
 from voip_stack.components import Component
-from voip_stack.errors import CallError, VmError, VoipError
+from voip_stack.errors import VmError, VoipError
 
 SAID = """== postgresql active
 figure 3 events of CDRs wait
@@ -92,19 +91,6 @@ def test_a_machine_that_is_off_is_named_with_the_way_to_start_it() -> None:
 def test_systemd_that_answers_late_is_no_fault() -> None:
     silent = parts("== redis \n")["redis"]  # systemctl prints no state
     assert (silent.state, silent.faults) == ("unknown", ())
-
-
-def test_metrics_that_come_late_are_told_from_those_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    for happens, raised in ((TimeoutError("timed out"), probes.SilentError), (ConnectionRefusedError(), CallError)):
-
-        class Lab:
-            def connect(self, *_: object, happens: OSError = happens, **__: object) -> socket.socket:
-                raise happens
-
-        monkeypatch.setattr(lab, "current", Lab)
-        with pytest.raises(CallError) as caught:
-            probes.metrics("media-1")
-        assert caught.type is raised
 
 
 METRICS = b"""# HELP rtpengine_sessions Sessions
